@@ -1,0 +1,1 @@
+"""Samples: from an Arrow row to tensors; nothing here imports Lightning or the config."""

@@ -1,0 +1,1 @@
+"""Networks, losses and objectives of MG-3D."""
