@@ -44,10 +44,6 @@ def _check_losses(config: MG3DConfig) -> None:
         raise ConfigError(
             f"image_only=True leaves no text for {', '.join(textual)}", f"write loss_names.{textual[0]}=0"
         )
-    if config.loss_names["itm"] > 0 and config.draw_false_image == 0:
-        raise ConfigError(
-            "loss_names.itm needs negative volumes, draw_false_image=0 gives none", "write draw_false_image=1"
-        )
     if config.ssm_negative_threshold > config.ssm_positive_threshold:
         raise ConfigError(
             f"ssm_negative_threshold={config.ssm_negative_threshold:g} exceeds "

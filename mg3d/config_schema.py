@@ -21,9 +21,16 @@ __all__ = ["DATASETS", "LATER_LOSSES", "LOSSES", "MG3DConfig", "config_defaults"
 LOSSES = ("sen_mlm", "swin_unetr_mim", "local_itc", "itc", "itm")
 LATER_LOSSES = ("mlm", "mim", "umlm", "umim", "vqa", "cls", "mlc", "irtr", "clm")
 DATASETS = ("clm_chest_ctrg", "clm_ct_rate")
-VISION_ENCODERS = ("swin_b", "swin_l", "unet", "nnunet")
+VISION_ENCODERS = ("swin_b", "swin_l", "unet", "unet_pcrlv2")
 PRECISIONS = (16, 32, "bf16")
 PUBLISHED_WEIGHTS = {"sen_mlm": 1.0, "swin_unetr_mim": 1.0, "local_itc": 0.1, "itc": 0.0, "itm": 0.0}
+_TINY_SWIN = {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}
+TINY_ENCODERS: dict[str, dict[str, Any]] = {
+    "swin_b": _TINY_SWIN,
+    "swin_l": _TINY_SWIN | {"proj_hidden_dim": 48, "proj_out_dim": 48},
+    "unet": {"base_width": 4},
+    "unet_pcrlv2": {"base_width": 4},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +64,8 @@ class MG3DConfig:
     num_workers: int = setting(8, "loader processes a rank", low=0, high=256)
     train_transform_keys: tuple[str, ...] = setting(["clip"], "image pipeline of training", choices=["clip"])
     val_transform_keys: tuple[str, ...] = setting(["clip"], "image pipeline of validation and test", choices=["clip"])
-    image_size: int | tuple[int, ...] = setting(
-        128, "published switch 96, 128, 160, 192; or [D,H,W] in voxels", high=1024
-    )
-    draw_false_image: int = setting(0, "extra negative volumes a study, for itm", low=0, high=16)
+    image_size: int | tuple[int, ...] = setting(128, "published switch 96, 128, 160, 192; or [D,H,W] voxels", high=1024)
+    draw_false_image: int = setting(0, "extra negative volumes a study; 1 when itm is on", low=0, high=16)
     image_only: bool = setting(False, "leave every text out")
     on_bad_sample: str = setting("raise", "what an unreadable row does", choices=["raise", "skip"])
     max_bad_fraction: float = setting(
@@ -87,6 +92,9 @@ class MG3DConfig:
     # Model
     vision_encoder: str = setting("swin_b", "3-D image encoder", choices=VISION_ENCODERS)
     vision_encoder_options: dict[str, Any] = setting({}, "encoder sizes, e.g. embed_dim, depths")  # noqa: RUF009 - a field
+    vision_encoder_size: str = setting(
+        "published", "sizes that vision_encoder_options start from; tiny is for trials", choices=["published", "tiny"]
+    )
     patch_merging: str = setting(
         "legacy", "octant order of Swin's merging: legacy (released weights) or fixed", choices=["legacy", "fixed"]
     )
@@ -145,7 +153,7 @@ class MG3DConfig:
     )
     itc_embed_dim: int = setting(256, "width of the shared image-text space of itc", low=1, high=8192)
     itc_text_source: str = setting(
-        "sentences", "text feature of itc: pooled sentence tokens, or the first token", choices=["sentences", "cls"]
+        "report", "text feature of itc: the report's tokens, or each sentence alone", choices=["report", "sentence"]
     )
     memory_queue: str = setting("none", "negatives kept from earlier steps", choices=["none", "moco", "xbm"])
     memory_queue_size: int = setting(32, "entries of the queue", low=1)
@@ -238,10 +246,18 @@ def resolve_config(values: Mapping[str, Any] | None = None) -> MG3DConfig:
             checked[name] = _expand_home(checked[name])
     if "loss_names" in checked:
         checked["loss_names"] = _complete_losses(checked["loss_names"])
-    config = MG3DConfig(**checked)
-    if "draw_false_image" not in given and config.loss_names["itm"] > 0:
-        config = dataclasses.replace(config, draw_false_image=1)
+    config = _derive(MG3DConfig(**checked))
     check_config(config)
+    return config
+
+
+def _derive(config: MG3DConfig) -> MG3DConfig:
+    """Values that follow from other keys: negatives for itm, the sizes of a tiny encoder. Applying it twice is safe."""
+    if config.loss_names["itm"] > 0 and config.draw_false_image == 0:
+        config = dataclasses.replace(config, draw_false_image=1)
+    if config.vision_encoder_size == "tiny":
+        options = plain(TINY_ENCODERS[config.vision_encoder]) | config.vision_encoder_options
+        config = dataclasses.replace(config, vision_encoder_options=options)
     return config
 
 

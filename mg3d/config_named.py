@@ -1,0 +1,121 @@
+"""Named configs: groups of keys under one word of the command line. A later word wins over an earlier one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mg3d.config_schema import LOSSES
+
+__all__ = ["NAMED_CONFIGS", "objectives"]
+
+
+def objectives(**weights: float) -> dict[str, float]:
+    """Weights of every objective, 0 where none is given: no task inherits another one's objectives."""
+    return {name: float(weights.get(name, 0.0)) for name in LOSSES}
+
+
+_PUBLISHED_PRETRAINING: dict[str, Any] = {
+    "exp_name": "task_pretrain_mg3d",
+    "seed": 0,
+    "datasets": ["clm_chest_ctrg"],
+    "loss_names": objectives(sen_mlm=1, swin_unetr_mim=1, local_itc=0.1),
+    "batch_size": 4,
+    "per_gpu_batchsize": 4,
+    "train_transform_keys": ["clip"],
+    "val_transform_keys": ["clip"],
+    "image_size": 128,
+    "patch_size": 32,
+    "max_text_len": 250,
+    "sent_level": True,
+    "learning_rate": 1e-5,
+    "warmup_steps": 10000,
+    "max_epoch": 60,
+    "max_steps": 300000,
+}
+
+_TINY: dict[str, Any] = {
+    "vision_encoder_size": "tiny",
+    "input_image_embed_size": None,
+    "input_text_embed_size": None,
+    "vocab_size": None,
+    "hidden_size": 48,
+    "itc_embed_dim": 16,
+    "image_size": [64, 32, 64],
+    "batch_size": 2,
+    "per_gpu_batchsize": 2,
+    "max_text_len": 32,
+    "max_epoch": None,
+    "max_steps": 2,
+    "warmup_steps": 0,
+    "num_workers": 0,
+    "precision": 32,
+    "log_every_n_steps": 1,
+    "eval_bootstrap": 20,
+}
+
+# (what it does, its keys); the first line is what `print_named_configs` shows.
+NAMED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "task_pretrain_ptunifier": ("published pre-training on CTRG-Chest", _PUBLISHED_PRETRAINING),
+    "task_pretrain_mg3d": (
+        "published pre-training on both corpora, CT-RATE and CTRG-Chest",
+        _PUBLISHED_PRETRAINING | {"datasets": ["clm_ct_rate", "clm_chest_ctrg"]},
+    ),
+    "vit3d16": (
+        "published image settings of size 160",
+        {
+            "image_size": 160,
+            "patch_size": 32,
+            "train_transform_keys": ["clip"],
+            "val_transform_keys": ["clip"],
+            "input_image_embed_size": 768,
+        },
+    ),
+    "vit3d32": (
+        "published image settings of size 224, taken as the published volume geometry",
+        {
+            "image_size": 224,
+            "patch_size": 32,
+            "train_transform_keys": ["clip"],
+            "val_transform_keys": ["clip"],
+            "input_image_embed_size": 768,
+        },
+    ),
+    "text_radbert": (
+        "RadBERT text encoder",
+        {"tokenizer": "StanfordAIMI/RadBERT", "vocab_size": 28996, "input_text_embed_size": 768},
+    ),
+    "text_roberta": (
+        "RoBERTa base text encoder",
+        {"tokenizer": "roberta-base", "vocab_size": 50265, "input_text_embed_size": 768},
+    ),
+    "text_roberta_large": (
+        "RoBERTa large text encoder",
+        {"tokenizer": "roberta-large", "vocab_size": 50265, "input_text_embed_size": 1024},
+    ),
+    "swin_b": ("3-D Swin-B image encoder", {"vision_encoder": "swin_b"}),
+    "swin_l": ("3-D Swin-L image encoder", {"vision_encoder": "swin_l"}),
+    "unet": ("3-D UNet image encoder (normalises by the batch)", {"vision_encoder": "unet"}),
+    "unet_pcrlv2": ("3-D UNet image encoder with ordinary batch norm", {"vision_encoder": "unet_pcrlv2"}),
+    "demo": (
+        "small run on phantom studies, minutes on two cores, with evaluation",
+        _TINY
+        | {
+            "exp_name": "demo",
+            "data_root": "data/phantom_arrows",
+            "tokenizer": "data/phantom/text_encoder",
+            "patch_merging": "fixed",
+            "loss_names": objectives(sen_mlm=1, swin_unetr_mim=1, local_itc=0.1, itc=1),
+            "batch_size": 8,
+            "per_gpu_batchsize": 8,
+            "max_text_len": 96,
+            "max_steps": 300,
+            "learning_rate": 1e-3,
+            "evaluate": True,
+            "eval_bootstrap": 200,
+        },
+    ),
+    "tiny": (
+        "shrinks any task to seconds a step; name a local text encoder with tokenizer=DIR",
+        _TINY | {"patch_merging": "fixed"},
+    ),
+}
