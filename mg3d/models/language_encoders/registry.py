@@ -1,0 +1,168 @@
+"""Text encoders and tokenizers by hub id or local directory, with quick and clear refusals when offline."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mg3d.errors import ConfigError, EnvironmentProblem
+from mg3d.models.language_encoders.bert import BertTextEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+HUB_DEADLINE_S = 8.0
+"""Seconds the hub gets to answer the first small request."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
+
+
+def create_text_encoder(
+    name_or_dir: str,
+    *,
+    random_init: bool = False,
+    drop_rate: float | None = 0.1,
+    frozen: bool = True,
+    eval_mode: bool = True,
+) -> BertTextEncoder:
+    """Build a BERT-like text encoder.
+
+    Args:
+        name_or_dir: hub id, or local directory with ``config.json`` and the weights.
+        random_init: take only the architecture from ``config.json``; weights come from the global torch generator.
+        drop_rate: dropout of the encoder while in train mode; None keeps the model's own.
+        frozen: switch gradients off.
+        eval_mode: keep a frozen encoder in eval mode.
+
+    Returns:
+        The encoder, on the CPU, in float32.
+
+    Raises:
+        EnvironmentProblem: the directory is incomplete, or the hub and its cache do not have the model.
+        ConfigError: the model is not BERT-like, or its weights do not cover the architecture.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    source, options = _locate(name_or_dir)
+    config = _guarded(name_or_dir, AutoConfig.from_pretrained, source, **options)
+    if drop_rate is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = drop_rate
+    if random_init:
+        return BertTextEncoder(AutoModel.from_config(config), frozen=frozen, eval_mode=eval_mode)
+    model, info = _guarded(
+        name_or_dir, AutoModel.from_pretrained, source, config=config, output_loading_info=True, **options
+    )
+    _check_coverage(name_or_dir, info)
+    return BertTextEncoder(model.float(), frozen=frozen, eval_mode=eval_mode)
+
+
+def create_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a text encoder.
+
+    Args:
+        name_or_dir: hub id, or local directory with ``tokenizer.json`` or ``vocab.txt``.
+
+    Raises:
+        EnvironmentProblem: the directory is incomplete, or the hub and its cache do not have the tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    source, options = _locate(name_or_dir, probe="tokenizer_config.json")
+    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in _TOKENIZER_FILES):
+        raise EnvironmentProblem(f"{source} holds no tokenizer", f"put {' or '.join(_TOKENIZER_FILES[:2])} into it")
+    return _guarded(name_or_dir, AutoTokenizer.from_pretrained, source, **options)
+
+
+def _locate(name_or_dir: str, probe: str = "config.json") -> tuple[str, dict[str, Any]]:
+    """Resolve a name to a source and options of ``from_pretrained``; never waits longer than the deadline."""
+    path = Path(name_or_dir).expanduser()
+    if path.is_dir():
+        return str(path), {"local_files_only": True}
+    if path.is_absolute() or name_or_dir.startswith((".", "~")) or name_or_dir.count("/") > 1 or path.exists():
+        raise EnvironmentProblem(f"the text encoder directory {name_or_dir} does not exist", _local_mend(name_or_dir))
+    if _is_cached(name_or_dir, probe) or _hub_is_off():
+        return name_or_dir, {"local_files_only": True}
+    _probe_hub(name_or_dir, probe)
+    return name_or_dir, {}
+
+
+def _hub_is_off() -> bool:
+    from huggingface_hub import constants
+
+    switches = (os.environ.get("HF_HUB_OFFLINE", ""), os.environ.get("TRANSFORMERS_OFFLINE", ""))
+    return constants.HF_HUB_OFFLINE or any(value.upper() in ("1", "ON", "YES", "TRUE") for value in switches)
+
+
+def _is_cached(name: str, file: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, file), str)
+    except HFValidationError as error:
+        raise ConfigError(f"{name!r} is neither a directory nor a hub id", _local_mend(name)) from error
+
+
+def _probe_hub(name: str, file: str) -> None:
+    """Fetch one small file in a side thread: name resolution and connection retries have no time limit of their own."""
+    from huggingface_hub import hf_hub_download
+
+    outcome: list[BaseException | None] = []
+
+    def fetch() -> None:
+        try:
+            hf_hub_download(name, file, etag_timeout=HUB_DEADLINE_S / 2)
+            outcome.append(None)
+        except Exception as error:  # whatever the network stack raises becomes one message
+            outcome.append(error)
+
+    worker = threading.Thread(target=fetch, name="hub-probe", daemon=True)
+    worker.start()
+    worker.join(HUB_DEADLINE_S)
+    if not outcome:
+        raise EnvironmentProblem(f"the hub did not answer within {HUB_DEADLINE_S:g} s for {name!r}", _local_mend(name))
+    if outcome[0] is not None:
+        raise EnvironmentProblem(f"cannot fetch {name!r} from the hub: {_first_line(outcome[0])}", _local_mend(name))
+
+
+def _guarded(name: str, load: Any, source: str, **options: Any) -> Any:
+    from huggingface_hub.errors import HfHubHTTPError
+    from safetensors import SafetensorError
+
+    try:
+        return load(source, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, HfHubHTTPError) as error:
+        where = "directory" if Path(source).is_dir() else "local cache" if options.get("local_files_only") else "hub"
+        raise EnvironmentProblem(
+            f"cannot load the text encoder {name!r} from the {where}: {_first_line(error)}", _local_mend(name)
+        ) from error
+
+
+def _check_coverage(name: str, info: dict[str, Any]) -> None:
+    missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith("pooler."))
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
+    if missing or mismatched:
+        first = (missing + mismatched)[:3]
+        raise ConfigError(
+            f"the weights of {name!r} lack or misfit {len(missing) + len(mismatched)} tensors, e.g. {', '.join(first)}",
+            "use the weights that belong to its config.json, or set text_encoder_random_init=True",
+        )
+    if info.get("missing_keys"):
+        logger.info("text encoder %s: the pooler is not in the file and stays random (it is not used)", name)
+
+
+def _local_mend(name: str) -> str:
+    return (
+        f"download {name!r} elsewhere (config.json, vocabulary, weights) and pass tokenizer=<local directory>; "
+        "offline, HF_HUB_OFFLINE=1 uses only the cache"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

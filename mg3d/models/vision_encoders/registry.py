@@ -1,0 +1,63 @@
+"""Names of the image encoders; an encoder's library is imported only when the encoder is built."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from importlib import import_module
+from typing import Any
+
+from mg3d.errors import ConfigError
+from mg3d.models.vision_encoders.base import VisionEncoder
+
+VISION_ENCODERS: dict[str, tuple[str, str]] = {
+    "swin_b": ("mg3d.models.vision_encoders.swin", "build_swin_b"),
+    "swin_l": ("mg3d.models.vision_encoders.swin", "build_swin_l"),
+    "unet": ("mg3d.models.vision_encoders.unet", "build_unet"),
+    "unet_pcrlv2": ("mg3d.models.vision_encoders.unet", "build_unet_pcrlv2"),
+}
+"""Registry name -> (module, builder)."""
+
+_ENCODER_CLASS = {"mg3d.models.vision_encoders.swin": "SwinEncoder", "mg3d.models.vision_encoders.unet": "UNetEncoder"}
+
+
+class UnknownEncoderError(ConfigError, ValueError):
+    """No encoder, or no option of an encoder, has the given name."""
+
+
+def create_vision_encoder(
+    name: str, *, patch_merging: str = "legacy", gradient_checkpointing: bool = False, **options: Any
+) -> VisionEncoder:
+    """Build an image encoder by name.
+
+    Args:
+        name: a key of :data:`VISION_ENCODERS`.
+        patch_merging: ``legacy`` (published weights) or ``fixed``; encoders without patch merging ignore it.
+        gradient_checkpointing: recompute activations in the backward pass.
+        **options: overrides of the encoder's own sizes, for example ``embed_dim=12``.
+
+    Returns:
+        The encoder, randomly initialised.
+
+    Raises:
+        UnknownEncoderError: unknown name or option (also a ``ValueError``); the message names the nearest one.
+        ValueError: sizes that do not fit together.
+    """
+    if name not in VISION_ENCODERS:
+        raise UnknownEncoderError(*_explain("vision_encoder", name, list(VISION_ENCODERS)))
+    module_name, builder = VISION_ENCODERS[name]
+    module = import_module(module_name)
+    accepted = list(inspect.signature(getattr(module, _ENCODER_CLASS[module_name]).__init__).parameters)[1:]
+    for option in options:
+        if option not in accepted or option == "name":
+            names = [each for each in accepted if each not in ("name", "patch_merging", "gradient_checkpointing")]
+            raise UnknownEncoderError(*_explain(f"option of the encoder {name!r}", option, names))
+    return getattr(module, builder)(
+        patch_merging=patch_merging, gradient_checkpointing=gradient_checkpointing, **options
+    )
+
+
+def _explain(what: str, given: str, valid: list[str]) -> tuple[str, str]:
+    nearest = difflib.get_close_matches(given, valid, n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"unknown {what}: {given!r}", f"{hint}valid: {', '.join(valid)}"
