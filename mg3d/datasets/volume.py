@@ -178,19 +178,24 @@ def centre_crop_or_pad(slice_hw: np.ndarray, size_hw: Sequence[int]) -> np.ndarr
     return padded[top : top + size_hw[0], left : left + size_hw[1]]
 
 
-def ctrg_slice(slice_hw: np.ndarray, size_hw: Sequence[int] = PRETRAIN_SIZE_DHW[1:]) -> np.ndarray:
+def ctrg_slice(
+    slice_hw: np.ndarray, size_hw: Sequence[int] = PRETRAIN_SIZE_DHW[1:], crop_hw: Sequence[int] = CTRG_CROP_HW
+) -> np.ndarray:
     """Published slice transform "clip" (spec 4.1): crop 336 x 448, bicubic resize; uint8 ``[H, W]`` -> uint8."""
-    cropped = np.ascontiguousarray(centre_crop_or_pad(slice_hw, CTRG_CROP_HW))
+    cropped = np.ascontiguousarray(centre_crop_or_pad(slice_hw, crop_hw))
     height, width = size_hw
     return np.asarray(Image.fromarray(cropped).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def ctrg_stack(slices: Sequence[np.ndarray], size: Sequence[int] = PRETRAIN_SIZE_DHW) -> np.ndarray:
+def ctrg_stack(
+    slices: Sequence[np.ndarray], size: Sequence[int] = PRETRAIN_SIZE_DHW, crop_hw: Sequence[int] = CTRG_CROP_HW
+) -> np.ndarray:
     """Published CTRG loading (spec 4.1): grey slices in stored order -> one sample image.
 
     Args:
         slices: uint8 ``[H, W]`` each, naturally sorted by file name (stored head to feet; the order is reversed here).
         size: output size (D, H, W).
+        crop_hw: rows and columns kept; the published numbers belong to 512 x 512 slices.
 
     Returns:
         float32 ``[D, 1, H, W]`` in [0, 1].
@@ -205,6 +210,6 @@ def ctrg_stack(slices: Sequence[np.ndarray], size: Sequence[int] = PRETRAIN_SIZE
     kept = [slices[count - 1 - position] for position in range(low, high)]
     # nearest along depth (floor(k * n / D)): only the slices that are used are transformed
     source = [k * len(kept) // size[0] for k in range(size[0])]
-    resized = {index: ctrg_slice(kept[index], size[1:]) for index in set(source)}
+    resized = {index: ctrg_slice(kept[index], size[1:], crop_hw) for index in set(source)}
     stack = np.stack([resized[index] for index in source])
     return to_unit_range(stack)[:, None]
