@@ -146,8 +146,10 @@ def schedule_factor(
     if step >= total_steps:
         return floor
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
-    remaining = 0.5 * (1.0 + math.cos(math.pi * progress)) if _is_cosine(decay_power) else (1.0 - progress) ** float(
-        decay_power
+    remaining = (
+        0.5 * (1.0 + math.cos(math.pi * progress))
+        if _is_cosine(decay_power)
+        else (1.0 - progress) ** float(decay_power)
     )
     return floor + (1.0 - floor) * remaining
 

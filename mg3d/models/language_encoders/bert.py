@@ -83,11 +83,10 @@ class BertTextEncoder(nn.Module):
             Hidden states ``[B, L, E]``.
         """
         bias_B11L = (1.0 - mask_BL[:, None, None, :].to(emb_BLE.dtype)) * MASKED_OUT
-        # the attention kernels want the bias in one piece and in the dtype autocast gives the queries
+        # attention kernels want the bias in the dtype that autocast gives the queries
         if torch.is_autocast_enabled(emb_BLE.device.type):
             bias_B11L = bias_B11L.to(torch.get_autocast_dtype(emb_BLE.device.type))
-        bias_BtLL = bias_B11L.expand(-1, -1, emb_BLE.shape[1], -1)
-        output = self.encoder(emb_BLE, attention_mask=bias_BtLL)
+        output = self.encoder(emb_BLE, attention_mask=bias_B11L)
         return output[0] if isinstance(output, tuple) else output.last_hidden_state
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HUB_DEADLINE_S = 8.0
-"""Seconds the hub gets to answer the first small request."""
+HUB_DEADLINE_S = 5.0
+"""Seconds the hub gets to answer at all."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
 
@@ -54,9 +56,10 @@ def create_text_encoder(
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = drop_rate
     if random_init:
         return BertTextEncoder(AutoModel.from_config(config), frozen=frozen, eval_mode=eval_mode)
-    model, info = _guarded(
-        name_or_dir, AutoModel.from_pretrained, source, config=config, output_loading_info=True, **options
-    )
+    with _no_progress_bars():
+        model, info = _guarded(
+            name_or_dir, AutoModel.from_pretrained, source, config=config, output_loading_info=True, **options
+        )
     _check_coverage(name_or_dir, info)
     return BertTextEncoder(model.float(), frozen=frozen, eval_mode=eval_mode)
 
@@ -109,25 +112,25 @@ def _is_cached(name: str, file: str) -> bool:
 
 
 def _probe_hub(name: str, file: str) -> None:
-    """Fetch one small file in a side thread: name resolution and connection retries have no time limit of their own."""
-    from huggingface_hub import hf_hub_download
+    """Ask once whether the hub answers at all, in a side thread: name resolution has no time limit of its own."""
+    from huggingface_hub import get_session, hf_hub_url
 
-    outcome: list[BaseException | None] = []
+    outcome: list[Exception | None] = []
 
-    def fetch() -> None:
+    def ask() -> None:
         try:
-            hf_hub_download(name, file, etag_timeout=HUB_DEADLINE_S / 2)
+            get_session().head(hf_hub_url(name, file), timeout=HUB_DEADLINE_S)
             outcome.append(None)
         except Exception as error:  # whatever the network stack raises becomes one message
             outcome.append(error)
 
-    worker = threading.Thread(target=fetch, name="hub-probe", daemon=True)
+    worker = threading.Thread(target=ask, name="hub-probe", daemon=True)
     worker.start()
     worker.join(HUB_DEADLINE_S)
     if not outcome:
         raise EnvironmentProblem(f"the hub did not answer within {HUB_DEADLINE_S:g} s for {name!r}", _local_mend(name))
     if outcome[0] is not None:
-        raise EnvironmentProblem(f"cannot fetch {name!r} from the hub: {_first_line(outcome[0])}", _local_mend(name))
+        raise EnvironmentProblem(f"cannot reach the hub for {name!r}: {_first_line(outcome[0])}", _local_mend(name))
 
 
 def _guarded(name: str, load: Any, source: str, **options: Any) -> Any:
@@ -141,6 +144,19 @@ def _guarded(name: str, load: Any, source: str, **options: Any) -> Any:
         raise EnvironmentProblem(
             f"cannot load the text encoder {name!r} from the {where}: {_first_line(error)}", _local_mend(name)
         ) from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def _check_coverage(name: str, info: dict[str, Any]) -> None:

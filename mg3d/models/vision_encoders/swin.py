@@ -105,7 +105,8 @@ class SwinStage(nn.Module):
     def forward(self, map_BCDHW: Tensor) -> Tensor:
         """Attend and merge: ``[B, C, D, H, W]`` -> ``[B, 2C, ceil(D/2), ceil(H/2), ceil(W/2)]``."""
         hidden_BDHWC = map_BCDHW.permute(0, 2, 3, 4, 1)
-        mask = self.attention_mask(tuple(hidden_BDHWC.shape[1:4]), map_BCDHW.device)
+        d, h, w = hidden_BDHWC.shape[1:4]
+        mask = self.attention_mask((d, h, w), map_BCDHW.device)
         for block in self.blocks:
             hidden_BDHWC = block(hidden_BDHWC, mask)
         return self.downsample(hidden_BDHWC).permute(0, 4, 1, 2, 3)
@@ -211,7 +212,7 @@ class SwinEncoder(VisionEncoder):
         self.stage_channels = tuple(self.embed_dim * 2**k for k in range(len(self.depths) + 1))
         scale = 2 ** len(self.depths)
         self.stride = (self.patch_size[0] * scale, self.patch_size[1] * scale, self.patch_size[2] * scale)
-        self.patch_embed = PatchEmbed(self.patch_size, 1, self.embed_dim, norm_layer=None, spatial_dims=3)
+        self.patch_embed = PatchEmbed(self.patch_size, 1, self.embed_dim, norm_layer=None)  # type: ignore[arg-type]
         self._build_stages(patch_merging, gradient_checkpointing, drop_path_rate)
         self.proj_head: ProjectionHead | None = None
         if proj_out_dim:
@@ -277,12 +278,14 @@ class SwinEncoder(VisionEncoder):
 
 def build_swin_b(**options: Any) -> SwinEncoder:
     """Swin-B: embed 48, depths 2-2-2-2, heads 3-6-12-24, tokens of width 768."""
-    return SwinEncoder(**({"name": "swin_b", "embed_dim": 48} | options))
+    settings: dict[str, Any] = {"name": "swin_b", "embed_dim": 48}
+    return SwinEncoder(**(settings | options))
 
 
 def build_swin_l(**options: Any) -> SwinEncoder:
     """Swin-L: embed 96 (last stage 1536) and a projection head 1536 -> 768 -> 768 -> 768 on the tokens."""
-    return SwinEncoder(**({"name": "swin_l", "embed_dim": 96, "proj_out_dim": 768} | options))
+    settings: dict[str, Any] = {"name": "swin_l", "embed_dim": 96, "proj_out_dim": 768}
+    return SwinEncoder(**(settings | options))
 
 
 def _triple(value: int | Sequence[int], key: str) -> tuple[int, int, int]:

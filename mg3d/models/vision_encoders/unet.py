@@ -162,12 +162,13 @@ class UNetEncoder(VisionEncoder):
 
 def build_unet(patch_merging: str = "legacy", **options: Any) -> UNetEncoder:
     """Models-Genesis style encoder of the published UNet weights; it merges no patches."""
-    return UNetEncoder(**({"name": "unet"} | options))
+    return UNetEncoder(**options)
 
 
 def build_unet_pcrlv2(patch_merging: str = "legacy", **options: Any) -> UNetEncoder:
     """PCRLv2 style encoder: same widths, ordinary batch norm; it merges no patches."""
-    return UNetEncoder(**({"name": "unet_pcrlv2", "batch_statistics": False} | options))
+    settings: dict[str, Any] = {"name": "unet_pcrlv2", "batch_statistics": False}
+    return UNetEncoder(**(settings | options))
 
 
 def _drop_unused_head(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -1,0 +1,248 @@
+"""Reading and writing weights files safely: integrity checks, no execution, metadata.
+
+Accepted files: Lightning checkpoints, flat dicts of tensors, dicts wrapped in ``state_dict`` / ``network_weights`` /
+``net`` / ``student`` / ``model``, and safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mg3d.errors import CheckpointError
+
+METADATA_KEY = "mg3d_metadata"
+"""Entry of a checkpoint (a plain dict) or of a safetensors header (its JSON) that describes the weights."""
+
+WRAPPERS = ("state_dict", "network_weights", "net", "student", "model")
+"""Names under which other programs nest the tensors, in the order in which they are tried."""
+
+_OUTER_PREFIXES = ("module.", "backbone.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Content of a weights file.
+
+    Attributes:
+        tensors: name -> tensor on the CPU, outer prefixes such as ``module.`` removed.
+        metadata: description stored beside them; empty for files of other programs.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sidecar_path(path: str | os.PathLike[str]) -> Path:
+    """Name of the checksum file of a weights file: ``<file>.sha256``."""
+    return Path(f"{os.fspath(path)}.sha256")
+
+
+def write_sidecar(path: str | os.PathLike[str]) -> Path:
+    """Write the checksum file beside a weights file, in the format of ``sha256sum``."""
+    sidecar = sidecar_path(path)
+    sidecar.write_text(f"{file_sha256(path)}  {Path(path).name}\n", encoding="ascii")
+    return sidecar
+
+
+def verify_sidecar(path: str | os.PathLike[str]) -> bool:
+    """Compare a file with its checksum file.
+
+    Returns:
+        True if it matches, False if there is no checksum file.
+
+    Raises:
+        CheckpointError: it does not match.
+    """
+    sidecar = sidecar_path(path)
+    if not sidecar.is_file():
+        return False
+    expected = (sidecar.read_text(encoding="utf-8", errors="replace").split() or [""])[0].lower()
+    if file_sha256(path) != expected:
+        raise CheckpointError(
+            f"{path} does not match its checksum file {sidecar.name}: the file is damaged or was replaced",
+            "copy or download the weights again, or delete the checksum file if you changed the weights yourself",
+        )
+    return True
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a torch or safetensors file as it is, without executing anything in it, after checking its integrity.
+
+    Args:
+        path: the file; ``<path>.sha256`` is verified when it exists, otherwise the checksums inside torch's zip format.
+
+    Returns:
+        The stored dictionary; for safetensors ``{"state_dict": tensors, "mg3d_metadata": metadata}``.
+
+    Raises:
+        CheckpointError: missing, a directory, empty, truncated, damaged, or holding more than tensors and plain values.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory, not a weights file", "name the file inside it")
+    if not path.is_file():
+        raise CheckpointError(f"weights file {path} does not exist", "check load_path / resume_from")
+    try:
+        verified = verify_sidecar(path)
+        content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path, check_zip=not verified)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"cannot read {path}: {reason}", "check the file's permissions") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors", "save a state dict")
+    return dict(content)
+
+
+def read_weights_file(path: str | os.PathLike[str]) -> WeightsFile:
+    """Read tensors and metadata from any accepted file.
+
+    Raises:
+        CheckpointError: see :func:`load_checkpoint`; or no tensors inside.
+    """
+    content = load_checkpoint(path)
+    state = _unwrap(content)
+    tensors = {_strip_outer(str(key)): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors", f"expected a state dict, flat or under {', '.join(WRAPPERS)}")
+    return WeightsFile(tensors, _metadata_of(content))
+
+
+def load_state_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the tensors of any accepted file.
+
+    Returns:
+        name -> tensor on the CPU; prefixes such as ``module.`` and ``backbone.`` are removed.
+
+    Raises:
+        CheckpointError: see :func:`load_checkpoint`; or no tensors inside.
+    """
+    return read_weights_file(path).tensors
+
+
+def save_weights(
+    module: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, Any]
+) -> Path:
+    """Write a safetensors file with metadata and its checksum file; a crash never leaves a half-written file.
+
+    Args:
+        module: a module, or its state dict.
+        path: file to write, usually ``*.safetensors``.
+        metadata: plain JSON values, see :func:`describe_weights`.
+
+    Returns:
+        The path.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    state = module.state_dict() if isinstance(module, nn.Module) else module
+    # clones: safetensors refuses tensors that share memory
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    partial = path.with_name(f"{path.name}.tmp")
+    try:
+        save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    write_sidecar(path)
+    return path
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return True
+    with open(path, "rb") as stream:
+        head = stream.read(9)
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}
+            header = stream.metadata() or {}
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    try:
+        metadata = json.loads(header.get(METADATA_KEY, "{}"))
+    except json.JSONDecodeError as error:
+        raise _damaged(path, error) from error
+    return {"state_dict": tensors, METADATA_KEY: metadata}
+
+
+def _read_torch(path: Path, *, check_zip: bool) -> Any:
+    try:
+        if check_zip and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+            if broken:
+                raise _damaged(path, f"checksum of {broken} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, error) from error
+    except (CheckpointError, OSError):
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise _damaged(path, error) from error
+
+
+def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
+    forbidden = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class|operand)[^\n]*", str(error))
+    if forbidden is None:
+        return _damaged(path, error)
+    return CheckpointError(
+        f"{path} holds more than tensors and plain values ({forbidden.group(1) or forbidden.group(0)}); it was not run",
+        "re-save its tensors where it was made: torch.save(model.state_dict(), ...)",
+    )
+
+
+def _damaged(path: Path, error: object) -> CheckpointError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return CheckpointError(
+        f"{path} is truncated or damaged, or is no weights file ({path.stat().st_size} bytes): {reason}",
+        "copy or download it again, or use an earlier checkpoint",
+    )
+
+
+def _unwrap(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    for _ in range(len(WRAPPERS)):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    return content
+
+
+def _metadata_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    stored = content.get(METADATA_KEY)
+    if isinstance(stored, Mapping):
+        return dict(stored)
+    hyper = content.get("hyper_parameters")
+    return dict(hyper) if isinstance(hyper, Mapping) else {}
+
+
+def _strip_outer(key: str) -> str:
+    stripped = key
+    while stripped.startswith(_OUTER_PREFIXES):
+        stripped = stripped.split(".", 1)[1]
+    return stripped
