@@ -1,0 +1,1 @@
+"""Parity of the shipped modules with recorded reference tensors: the engine behind ``tools/check_golden.py``."""
