@@ -1,0 +1,233 @@
+"""From a stored grid to the pre-training crop: canonical directions, then one fused separable resampling.
+
+Legend: D depth (z, to superior), H rows (y, to posterior), W columns (x, to the patient's left): the LPS order of
+increasing indices. Trilinear interpolation is separable, so the published chain (resample to a fixed spacing, centre
+crop, resize) is folded into one small matrix per axis; no intermediate volume is ever made. The constants and the
+published two-step functions live in :mod:`mg3d.datasets.volume`; tests hold both ways together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import io_orientation
+
+from mg3d.datasets.volume import CROP_FRACTIONS_DHW, PRETRAIN_SIZE_DHW, TARGET_SPACING_MM, WINDOW_HU, resampled_size
+from mg3d.errors import DataError
+
+MAX_TILT_DEGREES = 1.0
+MAX_RESAMPLED_GROWTH = 8
+ORIENTATION_MODES = ("canonical", "snap")
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The grid every packed volume ends on.
+
+    Attributes:
+        size: output voxels (D, H, W).
+        target_spacing_mm: spacing (z, y, x) of the intermediate resampling; None leaves it out.
+        crop_fractions: kept central part per axis (D, H, W).
+        store: what a row holds; ``crop`` is the pre-training crop.
+    """
+
+    size: tuple[int, int, int] = PRETRAIN_SIZE_DHW
+    target_spacing_mm: tuple[float, float, float] | None = TARGET_SPACING_MM
+    crop_fractions: tuple[float, float, float] = CROP_FRACTIONS_DHW
+    store: str = "crop"
+
+    def metadata(self) -> dict[str, Any]:
+        """Plain values for the Arrow schema and the manifest."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def to_canonical(
+    voxels_xyz: np.ndarray, affine: np.ndarray, spacing_mm: Sequence[float], mode: str = "canonical", fill: float = 0.0
+) -> tuple[np.ndarray, tuple[float, float, float], float]:
+    """Bring a stored array into canonical order.
+
+    Flips and permutations are views and exact. Directions tilted by more than one degree are resampled (linear) onto
+    canonical axes that hold the whole scan, unless ``mode`` is ``snap``, which only reorders as the published code.
+
+    Args:
+        voxels_xyz: array [X,Y,Z].
+        affine: 4 x 4 voxel to world millimetres, right-anterior-superior.
+        spacing_mm: voxel size along X, Y, Z.
+        mode: ``canonical`` or ``snap``.
+        fill: value outside the scan where resampling needs one.
+
+    Returns:
+        array [D,H,W], its spacing (z, y, x) in mm, and the tilt in degrees that was found.
+
+    Raises:
+        DataError: the canonical box of a tilted scan would be absurdly large.
+    """
+    affine_lps = RAS_TO_LPS @ affine
+    tilt = tilt_degrees(affine_lps)
+    orientation = io_orientation(affine_lps)
+    spacing_lps = [0.0, 0.0, 0.0]
+    for axis, (world_axis, _) in enumerate(orientation):
+        spacing_lps[int(world_axis)] = float(spacing_mm[axis])
+    if tilt > MAX_TILT_DEGREES and mode == "canonical":
+        voxels_lps = _resample_tilted(voxels_xyz, affine_lps, spacing_lps, fill)
+    else:
+        voxels_lps = nib.apply_orientation(voxels_xyz, orientation)
+    return voxels_lps.transpose(2, 1, 0), (spacing_lps[2], spacing_lps[1], spacing_lps[0]), tilt
+
+
+def tilt_degrees(affine: np.ndarray) -> float:
+    """Largest angle between a voxel axis and the world axis it is nearest to.
+
+    Args:
+        affine: 4 x 4 voxel to world matrix.
+
+    Returns:
+        degrees, 0 for a scan along the world axes.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    # the sine keeps its precision near zero, where the cosine has none
+    largest = np.abs(directions).max(axis=0)
+    sine = np.sqrt(np.maximum(np.sum(directions**2, axis=0) - largest**2, 0.0))
+    return float(np.degrees(np.arctan2(sine, largest)).max())
+
+
+def _resample_tilted(
+    voxels_xyz: np.ndarray, affine_lps: np.ndarray, spacing_lps: Sequence[float], fill: float
+) -> np.ndarray:
+    from scipy import ndimage
+
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in voxels_xyz.shape], indexing="ij")).reshape(3, -1)
+    world = affine_lps[:3, :3] @ corners + affine_lps[:3, 3:]
+    low, high = world.min(axis=1), world.max(axis=1)
+    shape = tuple(int(count) for count in np.floor((high - low) / spacing_lps + 1e-6) + 1)
+    if np.prod(shape, dtype=np.float64) > MAX_RESAMPLED_GROWTH * voxels_xyz.size:
+        raise DataError(f"straightening the tilted axes would need a grid of {shape}", "use --orientation snap")
+    inverse = np.linalg.inv(affine_lps[:3, :3])
+    matrix = inverse @ np.diag(spacing_lps)
+    offset = inverse @ (low - affine_lps[:3, 3])
+    return ndimage.affine_transform(
+        voxels_xyz, matrix, offset, output_shape=shape, output=np.float32, order=1, mode="constant", cval=fill
+    )
+
+
+@dataclass(frozen=True)
+class AxisPlan:
+    """One axis of the fused resampling.
+
+    Attributes:
+        source: the stored voxels that are needed.
+        weights: float32 [output, source] interpolation matrix.
+        spacing_mm: distance between output voxels.
+    """
+
+    source: slice
+    weights: np.ndarray
+    spacing_mm: float
+
+
+def plan_axes(
+    shape: Sequence[int], spacing_mm: Sequence[float], geometry: Geometry, align_corners: bool = False
+) -> tuple[AxisPlan, AxisPlan, AxisPlan]:
+    """Fold resample, centre crop and resize into one matrix per axis.
+
+    Args:
+        shape: stored voxels (D, H, W).
+        spacing_mm: stored spacing (z, y, x).
+        geometry: the grid to end on.
+        align_corners: corner-to-corner resize, as the published loader of CTRG NIfTI volumes does.
+
+    Returns:
+        the plans for D, H and W.
+    """
+    target = geometry.target_spacing_mm
+    middle = tuple(shape) if target is None else resampled_size(shape, spacing_mm, target)
+    plans = [
+        _plan_axis(
+            shape[axis], middle[axis], geometry.size[axis], geometry.crop_fractions[axis], spacing, align_corners
+        )
+        for axis, spacing in enumerate(spacing_mm)
+    ]
+    return plans[0], plans[1], plans[2]
+
+
+def _plan_axis(stored: int, middle: int, out: int, fraction: float, spacing_mm: float, align_corners: bool) -> AxisPlan:
+    kept = max(int(middle * fraction), 1)
+    start = max(middle // 2 - kept // 2, 0)
+    first = linear_matrix(stored, middle)[start : start + kept]
+    weights = linear_matrix(kept, out, align_corners) @ first
+    used = np.flatnonzero(weights.any(axis=0))
+    source = slice(int(used[0]), int(used[-1]) + 1)
+    step = (kept - 1) / max(out - 1, 1) if align_corners else kept / out
+    matrix = np.ascontiguousarray(weights[:, source], dtype=np.float32)
+    return AxisPlan(source, matrix, max(spacing_mm * stored / middle * step, 1e-3))
+
+
+def linear_matrix(stored: int, out: int, align_corners: bool = False) -> np.ndarray:
+    """Linear interpolation along one axis as a matrix, with torch's single-precision positions.
+
+    Args:
+        stored: input length.
+        out: output length.
+        align_corners: map the first and last samples onto each other instead of using half-pixel centres.
+
+    Returns:
+        float64 [out, stored]; every row sums to one.
+    """
+    index = np.arange(out, dtype=np.float32)
+    if align_corners:
+        position = index * (np.float32(stored - 1) / np.float32(max(out - 1, 1)))
+    else:
+        position = np.maximum((index + np.float32(0.5)) * (np.float32(stored) / np.float32(out)) - np.float32(0.5), 0)
+    lower = np.minimum(position.astype(np.int64), stored - 1)
+    upper = np.minimum(lower + 1, stored - 1)
+    share = (position - lower.astype(np.float32)).astype(np.float64)
+    matrix = np.zeros((out, stored))
+    rows = np.arange(out)
+    np.add.at(matrix, (rows, lower), 1.0 - share)
+    np.add.at(matrix, (rows, upper), share)
+    return matrix
+
+
+def resample_crop(
+    voxels_DHW: np.ndarray,
+    plans: tuple[AxisPlan, AxisPlan, AxisPlan],
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    window: tuple[float, float] = WINDOW_HU,
+) -> np.ndarray:
+    """Scale, clip and resample a volume slice by slice.
+
+    Values are clipped to the window before interpolation, as published: metal must not bleed into its neighbours.
+
+    Args:
+        voxels_DHW: stored values, any real type, any strides.
+        plans: from :func:`plan_axes`.
+        slope: scale to the unit of ``window``.
+        intercept: offset to the unit of ``window``.
+        window: lower and upper limit.
+
+    Returns:
+        float32 [D,H,W] in the unit of ``window``.
+    """
+    depth, rows, columns = plans
+    region = voxels_DHW[depth.source, rows.source, columns.source]
+    reduced = np.zeros((region.shape[0], rows.weights.shape[0], columns.weights.shape[0]), dtype=np.float32)
+    for index in np.flatnonzero(depth.weights.any(axis=0)):
+        plane = region[index].astype(np.float32)
+        if (slope, intercept) != (1.0, 0.0):
+            plane *= np.float32(slope)
+            plane += np.float32(intercept)
+        np.clip(plane, window[0], window[1], out=plane)
+        np.matmul(rows.weights @ plane, columns.weights.T, out=reduced[index])
+    out = depth.weights @ reduced.reshape(len(reduced), -1)
+    return out.reshape(-1, *reduced.shape[1:])
+
+
+def grid_spacing(plans: tuple[AxisPlan, AxisPlan, AxisPlan]) -> tuple[float, float, float]:
+    """Spacing (z, y, x) in mm of the grid that the plans end on."""
+    return plans[0].spacing_mm, plans[1].spacing_mm, plans[2].spacing_mm

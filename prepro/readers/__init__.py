@@ -1,0 +1,1 @@
+"""One reader per data set: published layout in, cases and voxels out."""

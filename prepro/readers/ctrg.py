@@ -1,0 +1,219 @@
+"""CTRG-Chest as slice folders (jpg or png) and as NIfTI with its split JSON (spec pretraining 2 and 4.1, downstream 8).
+
+Slice images are 8-bit grey, windowed already, stored head to feet; the published loader reverses them, so the packed
+depth axis runs to superior like everywhere else. The NIfTI variant was made from the same slices and is read in the
+same way: values 0..255, stored order, z reversed; its header is believed only on request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mg3d.datasets.report_text import MIN_WORDS, clean_text
+from mg3d.datasets.volume import CTRG_DEPTH_RANGE, TARGET_SPACING_MM, ctrg_stack, quantise_grey
+from mg3d.errors import DataError
+from prepro.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
+from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
+from prepro.readers.nifti import read_nifti
+from prepro.readers.tables import confined_path, natural_key
+
+SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")
+VOLUME_SUFFIXES = (".nii.gz", ".nii")
+NIFTI_ORDERS = ("published", "header")
+MAX_SLICE_PIXELS = 4096 * 4096
+GREY_RANGE = (0.0, 255.0)
+
+
+@dataclass(frozen=True)
+class CtrgReader:
+    """Reader of a CTRG-Chest download.
+
+    Attributes:
+        root: folder that the image paths of the annotation are relative to.
+        annotation: JSON with {train, val, test} lists, or one flat list.
+        geometry: the grid to end on; the intermediate resampling is not used, slices carry no spacing.
+        nifti_order: ``published`` takes stored axes with z reversed, ``header`` follows the NIfTI directions.
+        empty_report: ``skip`` leaves short reports out, ``keep`` packs them.
+        max_volume_gib: largest volume to read.
+        assumed_spacing_mm: (z, y, x) recorded where the files carry none.
+    """
+
+    root: Path
+    annotation: Path
+    geometry: Geometry
+    nifti_order: str = "published"
+    empty_report: str = "skip"
+    max_volume_gib: float = 4.0
+    assumed_spacing_mm: tuple[float, float, float] = TARGET_SPACING_MM
+
+    corpus: ClassVar[str] = "clm_chest_ctrg"
+    label_names: ClassVar[tuple[str, ...]] = ()
+    window: ClassVar[str] = "grey8"
+
+    def find_cases(self) -> CaseList:
+        """List the annotated scans whose files exist, in annotation order.
+
+        Returns:
+            the cases; an id in both val and test counts as test.
+
+        Raises:
+            DataError: the annotation is missing or has another structure.
+        """
+        found = CaseList()
+        entries = _unique_entries(self._read_annotation())
+        found.entries = len(entries)
+        for position, (image_id, (origin, entry)) in enumerate(entries.items()):
+            case = self._case(image_id, origin, entry, position)
+            if isinstance(case, Exclusion):
+                found.exclusions.append(case)
+            else:
+                found.cases.append(case)
+        return found
+
+    def _read_annotation(self) -> list[tuple[str, dict[str, Any]]]:
+        path = self.annotation
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig", errors="replace"))
+        except FileNotFoundError:
+            raise DataError("annotation not found", "give --annotation JSON", path=str(path)) from None
+        except (OSError, ValueError) as problem:
+            raise DataError(f"not readable as JSON ({problem})", "download it again", path=str(path)) from problem
+        groups = content if isinstance(content, dict) else {"": content}
+        entries = [(split, entry) for split, group in groups.items() for entry in group if isinstance(group, list)]
+        if not entries or not all(isinstance(entry, dict) for _, entry in entries):
+            remedy = "expected {train, val, test} lists of {id, report, result, image_path}, or one list"
+            raise DataError("annotation holds no list of entries", remedy, path=str(path))
+        return entries
+
+    def _case(self, image_id: str, origin: str, entry: dict[str, Any], position: int) -> Case | Exclusion:
+        texts = [entry.get(key) for key in ("report", "result")]
+        if not all(isinstance(text, str) for text in texts):
+            return Exclusion(image_id, str(entry.get("image_path", "")), "entry lacks the text 'report' or 'result'")
+        findings, impression = (clean_text(str(text)) for text in texts)
+        if self.empty_report == "skip" and len(findings.split()) < MIN_WORDS:
+            reason = f"findings have fewer than {MIN_WORDS} words"
+            return Exclusion(image_id, str(entry.get("image_path", "")), reason)
+        try:
+            source = self._source(entry.get("image_path"))
+        except DataError as problem:
+            return Exclusion(image_id, str(entry.get("image_path", "")), problem.message)
+        return Case(image_id, image_id, origin, source, findings, impression, position=position)
+
+    def _source(self, image_path: Any) -> tuple[Path, ...]:
+        if isinstance(image_path, str) and image_path:
+            path = confined_path(self.root, image_path)
+            if path.is_dir():
+                files = [file for file in path.iterdir() if file.suffix.lower() in SLICE_SUFFIXES]
+                return _slices(files, image_path)
+            if not path.is_file():
+                raise DataError(f"no file or folder {image_path!r} below the root")
+            return (path,)
+        if isinstance(image_path, list) and image_path and all(isinstance(item, str) for item in image_path):
+            files = [confined_path(self.root, item) for item in image_path]
+            missing = next((item for file, item in zip(files, image_path, strict=True) if not file.is_file()), None)
+            if missing is not None:
+                raise DataError(f"slice {missing!r} not found below the root")
+            return _slices(files, image_path[0])
+        raise DataError("entry lacks an image_path")
+
+    def load(self, case: Case) -> PackedImage:
+        """Read one scan and bring it onto the final grid.
+
+        Args:
+            case: from :meth:`find_cases`.
+
+        Returns:
+            uint8 grey on the configured grid.
+
+        Raises:
+            DataError: a slice or the volume is damaged, or values leave 0..255.
+        """
+        if case.source[0].name.endswith(VOLUME_SUFFIXES):
+            return self._load_nifti(case.source[0])
+        slices = _SliceFiles(case.source)
+        rows, columns = slices.shape
+        crop = tuple(int(n * part) for n, part in zip((rows, columns), self.geometry.crop_fractions[1:], strict=True))
+        try:
+            unit = ctrg_stack(slices, self.geometry.size, crop)[:, 0]
+        except ValueError as problem:
+            raise DataError(str(problem), "check the slice files", path=str(case.source[0].parent)) from problem
+        kept = int(CTRG_DEPTH_RANGE[1] * len(slices)) - int(CTRG_DEPTH_RANGE[0] * len(slices))
+        extents = [n * s for n, s in zip((kept, *crop), self.assumed_spacing_mm, strict=True)]
+        spacing = tuple(extent / size for extent, size in zip(extents, self.geometry.size, strict=True))
+        record = {"slices": len(slices), "slice_shape_HW": [rows, columns], "spacing": "assumed"}
+        record |= {"first_slice": case.source[0].name, "last_slice": case.source[-1].name}
+        return PackedImage(quantise_grey(unit), (spacing[0], spacing[1], spacing[2]), record)
+
+    def _load_nifti(self, path: Path) -> PackedImage:
+        raw = read_nifti(path, self.max_volume_gib)
+        voxels = raw.voxels_xyz
+        low, high = (float(limit) * raw.slope + raw.intercept for limit in (voxels.min(), voxels.max()))
+        if not (GREY_RANGE[0] <= low <= high <= GREY_RANGE[1]):
+            raise DataError(
+                f"values {low:g}..{high:g} are not 8-bit grey", "pack HU volumes as ct_rate", path=str(path)
+            )
+        if self.nifti_order == "header":
+            spacing_xyz = raw.spacing_mm or self.assumed_spacing_mm[::-1]
+            stored, spacing, _ = to_canonical(voxels, raw.affine, spacing_xyz)
+        else:
+            stored, spacing = voxels.transpose(2, 1, 0)[::-1], self.assumed_spacing_mm
+            if raw.oriented and raw.spacing_mm is not None:
+                spacing = (raw.spacing_mm[2], raw.spacing_mm[1], raw.spacing_mm[0])
+        geometry = Geometry(self.geometry.size, None, self.geometry.crop_fractions, self.geometry.store)
+        plans = plan_axes(stored.shape, spacing, geometry, align_corners=True)
+        grey = resample_crop(stored, plans, raw.slope, raw.intercept, GREY_RANGE)
+        record = {"stored_shape_DHW": list(stored.shape), "order": self.nifti_order}
+        return PackedImage(np.rint(grey).astype(np.uint8), grid_spacing(plans), record)
+
+
+class _SliceFiles(Sequence[np.ndarray]):
+    """Slice files as a sequence of uint8 [H, W] arrays, decoded when they are asked for."""
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        self.files = files
+        self.shape: tuple[int, int] = self[0].shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self.files)))
+
+    def __getitem__(self, index: Any) -> Any:
+        path = self.files[index]
+        try:
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_SLICE_PIXELS:
+                    raise DataError(f"slice of {image.width} x {image.height} pixels", "check the file", path=str(path))
+                pixels = np.asarray(image.convert("L"))
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as problem:
+            raise DataError(f"slice cannot be decoded ({problem})", "download it again", path=str(path)) from problem
+        if pixels.shape != getattr(self, "shape", pixels.shape):
+            raise DataError(f"slice of shape {pixels.shape} among {self.shape}", "check the folder", path=str(path))
+        return pixels
+
+
+def _slices(files: Sequence[Path], shown: str) -> tuple[Path, ...]:
+    if not files:
+        raise DataError(f"no jpg or png slice in {shown!r}")
+    return tuple(sorted(files, key=lambda file: natural_key(file.name)))
+
+
+def _unique_entries(entries: list[tuple[str, dict[str, Any]]]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """One entry per id, first place kept; an id listed in val and test (as published) belongs to test."""
+    unique: dict[str, tuple[str, dict[str, Any]]] = {}
+    for number, (group, entry) in enumerate(entries):
+        name = str(entry.get("id", f"entry_{number}"))
+        image_id = next((name.removesuffix(end) for end in VOLUME_SUFFIXES if name.endswith(end)), name)
+        origin = group or str(entry.get("split", ""))
+        if image_id not in unique or origin == "test":
+            place = unique.get(image_id, (origin, entry))[1] if origin == "test" else entry
+            unique[image_id] = (origin, place)
+    return unique

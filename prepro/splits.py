@@ -1,0 +1,168 @@
+"""Which scan goes into which split, and the check that no patient is on both sides.
+
+``clean`` (default): validation is a seeded share of the training patients, test is what the publishers hold out.
+``reference``: what the published runs did, CT-RATE's validation set in both roles and CTRG cut by position
+(spec pretraining 2.2); overlaps are reported there instead of refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from mg3d.errors import DataError
+from prepro.readers.base import Case, CaseList, Exclusion
+
+SPLITS = ("train", "val", "test")
+PROTOCOLS = ("clean", "reference")
+VAL_FRACTIONS = {"clm_ct_rate": 0.02, "clm_chest_ctrg": 0.10}
+MAX_LISTED_PAIRS = 3
+
+
+def assign_splits(
+    found: CaseList, corpus: str, protocol: str = "clean", seed: int = 0, val_fraction: float | None = None
+) -> tuple[list[Case], list[Exclusion]]:
+    """Give every case the splits it is packed into.
+
+    Args:
+        found: the reader's cases.
+        corpus: dataset key.
+        protocol: ``clean`` or ``reference``.
+        seed: seed of the validation draw.
+        val_fraction: share of training patients drawn for validation; None takes the published 2 % or 10 %.
+
+    Returns:
+        cases with ``splits`` set, in the given order, and those that belong to no split of this protocol.
+    """
+    fraction = VAL_FRACTIONS[corpus] if val_fraction is None else val_fraction
+    if protocol == "reference":
+        rule = _ct_rate_reference if corpus == "clm_ct_rate" else _positional(found.entries)
+    elif any(case.origin for case in found.cases):
+        rule = _held_out(found.cases, seed, fraction)
+    else:
+        rule = _positional(found.entries)
+    cases = [replace(case, splits=rule(case)) for case in found.cases]
+    unused = [
+        Exclusion(case.image_id, str(case.source[0]), f"only in list {case.origin!r}, unused by this protocol")
+        for case in cases
+        if not case.splits
+    ]
+    return [case for case in cases if case.splits], unused
+
+
+def limit_splits(cases: list[Case], limit: int | None) -> list[Case]:
+    """Keep the first scans of each split, for a quick trial.
+
+    Args:
+        cases: cases with splits.
+        limit: scans to keep per split; None keeps all.
+
+    Returns:
+        the kept cases, each with the splits it still counts for.
+    """
+    if limit is None:
+        return cases
+    left = dict.fromkeys(SPLITS, limit)
+    kept = []
+    for case in cases:
+        splits = tuple(split for split in case.splits if left[split] > 0)
+        for split in splits:
+            left[split] -= 1
+        if splits:
+            kept.append(replace(case, splits=splits))
+    return kept
+
+
+def draw_patients(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """Draw a share of patients that depends on the seed and the names only, not on order or library versions.
+
+    Args:
+        patients: patient ids, repeats allowed.
+        fraction: share to draw; at least one patient as soon as there are two.
+        seed: seed of the draw.
+
+    Returns:
+        the drawn ids.
+    """
+    ranked = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    count = max(1, round(fraction * len(ranked))) if fraction > 0 and len(ranked) > 1 else 0
+    return set(ranked[:count])
+
+
+def overlaps(owners: Iterable[tuple[str, str, str]]) -> list[str]:
+    """List what occurs in more than one split.
+
+    Args:
+        owners: (key, split, image id) triples; the key is a patient or a content digest.
+
+    Returns:
+        one line per key, naming one scan per split.
+    """
+    seen: dict[str, dict[str, str]] = defaultdict(dict)
+    for key, split, image_id in owners:
+        seen[key].setdefault(split, image_id)
+    return [
+        " and ".join(f"{image_id} ({split})" for split, image_id in sorted(places.items()))
+        for _, places in sorted(seen.items())
+        if len(places) > 1
+    ]
+
+
+def refuse_overlaps(pairs: list[str], what: str) -> None:
+    """Stop a clean run in which splits share something.
+
+    Args:
+        pairs: from :func:`overlaps`.
+        what: what is shared, for the message.
+
+    Raises:
+        DataError: there is at least one pair.
+    """
+    if pairs:
+        shown = "; ".join(pairs[:MAX_LISTED_PAIRS]) + (" ..." if len(pairs) > MAX_LISTED_PAIRS else "")
+        remedy = "repair the split lists, or use --split-protocol reference to pack anyway"
+        raise DataError(f"{len(pairs)} {what} in more than one split: {shown}", remedy)
+
+
+def patient_overlaps(cases: Iterable[Case]) -> list[str]:
+    """List patients whose scans are in more than one split.
+
+    Args:
+        cases: cases with splits.
+
+    Returns:
+        one line per patient.
+    """
+    return overlaps((case.patient_id, split, case.image_id) for case in cases for split in case.splits)
+
+
+Rule = Callable[[Case], tuple[str, ...]]
+
+
+def _ct_rate_reference(case: Case) -> tuple[str, ...]:
+    return ("train",) if case.origin == "train" else ("val", "test")
+
+
+def _held_out(cases: list[Case], seed: int, fraction: float) -> Rule:
+    drawn = draw_patients((case.patient_id for case in cases if case.origin == "train"), fraction, seed)
+    held_out = ("valid", "test")
+
+    def rule(case: Case) -> tuple[str, ...]:
+        if case.origin in held_out:
+            return ("test",)
+        if case.origin != "train":
+            return ()
+        return ("val",) if case.patient_id in drawn else ("train",)
+
+    return rule
+
+
+def _positional(entries: int) -> Rule:
+    def rule(case: Case) -> tuple[str, ...]:
+        if case.position <= int(0.8 * entries):
+            return ("train",)
+        return ("test",) if case.position <= int(0.9 * entries) else ("val",)
+
+    return rule
