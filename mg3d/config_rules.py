@@ -103,6 +103,10 @@ def _check_model(config: MG3DConfig) -> None:
             f"hidden_size={config.hidden_size} is no multiple of 8, the heads of the sentence pooling",
             f"write hidden_size={max(8, round(config.hidden_size / 8) * 8)}",
         )
+    if not config.exp_name or "/" in config.exp_name or config.exp_name.startswith("."):
+        raise ConfigError(
+            f"exp_name={config.exp_name!r} cannot name a folder", "use letters, digits, - and _; places go into log_dir"
+        )
     if not config.tokenizer:
         raise ConfigError("tokenizer is empty", "give a hub id or the local directory of a BERT text encoder")
     if not config.legacy_unused_modules:

@@ -13,10 +13,11 @@ from typing import Any
 
 from mg3d.config_geometry import resolve_volume_size
 from mg3d.config_rules import check_config
-from mg3d.config_types import check_value, plain, setting, suggest
+from mg3d.config_status import TRANSFORM_HINTS
+from mg3d.config_types import check_value, describe, plain, setting, suggest
 from mg3d.errors import ConfigError
 
-__all__ = ["DATASETS", "LATER_LOSSES", "LOSSES", "MG3DConfig", "config_defaults", "resolve_config"]
+__all__ = ["DATASETS", "LATER_LOSSES", "LOSSES", "MG3DConfig", "config_defaults", "key_table", "resolve_config"]
 
 LOSSES = ("sen_mlm", "swin_unetr_mim", "local_itc", "itc", "itm")
 LATER_LOSSES = ("mlm", "mim", "umlm", "umim", "vqa", "cls", "mlc", "irtr", "clm")
@@ -221,6 +222,14 @@ def config_defaults() -> dict[str, Any]:
     return {name: plain(field.metadata["default"]) for name, (field, _) in _declarations().items()}
 
 
+def key_table() -> list[tuple[str, Any, str, str]]:
+    """Every key with its default, what it allows in words, and its meaning, in the order of the sections."""
+    return [
+        (name, plain(field.metadata["default"]), describe(field, hint), field.metadata["doc"])
+        for name, (field, hint) in _declarations().items()
+    ]
+
+
 def resolve_config(values: Mapping[str, Any] | None = None) -> MG3DConfig:
     """Check a (partial) dictionary of keys and return the frozen config.
 
@@ -241,6 +250,7 @@ def resolve_config(values: Mapping[str, Any] | None = None) -> MG3DConfig:
         if name not in declarations:
             raise _unknown_key(name, value)
         field, hint = declarations[name]
+        _refuse_transform(name, value)
         checked[name] = check_value(name, _normalise(name, value, hint), field, hint)
         if field.metadata["path"] and isinstance(checked[name], str):
             checked[name] = _expand_home(checked[name])
@@ -265,6 +275,15 @@ def _unknown_key(name: str, value: Any) -> ConfigError:
     near = suggest(name, list(_declarations()))
     remedy = f"write {near}=..." if near else "list the keys with: python main.py print_config"
     return ConfigError(f"{name}={value!r}: there is no such key", remedy)
+
+
+def _refuse_transform(name: str, value: Any) -> None:
+    """Say why a published image pipeline of the 2-D tasks is refused."""
+    if name not in ("train_transform_keys", "val_transform_keys"):
+        return
+    for key, reason in TRANSFORM_HINTS.items():
+        if key in (value if isinstance(value, list | tuple) else str(value).strip("[]").split(",")):
+            raise ConfigError(f"{name}={value!r}: {key} is refused, {reason}\n  allowed: clip", f"write {name}=[clip]")
 
 
 def _normalise(name: str, value: Any, hint: Any) -> Any:

@@ -39,7 +39,7 @@ LATER_KEYS: dict[str, str] = {
 """Keys of tasks that are planned for a later round -> the task."""
 
 NO_EFFECT_KEYS: dict[str, tuple[Any, str]] = {
-    "vit": (None, "the 3-D model ignores vit; its encoder is vision_encoder={vision_encoder}"),
+    "vit": (None, "the 3-D model ignores vit; choose its encoder with vision_encoder"),
     "pseudo_vision_token_pool_size": (0, ""),
     "pseudo_langauge_token_pool_size": (0, ""),
     "num_pseudo_vision_tokens": (0, ""),

@@ -120,7 +120,7 @@ def describe(field: dataclasses.Field[Any], hint: Any) -> str:
         return f"a list of {listed}" if typing.get_origin(hint) is tuple else listed
     limits = field.metadata["limits"]
     signs = {"low": ">=", "above": ">", "high": "<=", "below": "<"}
-    bounds = [f"{sign} {limits[name]:g}" for name, sign in signs.items() if limits[name] is not None]
+    bounds = [f"{sign} {limits[name]}" for name, sign in signs.items() if limits[name] is not None]
     return " ".join([_type_text(hint), *([" and ".join(bounds)] if bounds else [])])
 
 
