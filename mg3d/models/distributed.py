@@ -1,13 +1,15 @@
 """Collectives of the losses: gathers with a stated gradient, and means over all processes.
 
-Every function is the identity (or the plain local value) when no process group is running, so one process needs nothing.
+Every function is the identity (or the plain local value) when no process group is running, so one process needs
+nothing.
 
 Gather modes, used wherever a loss compares samples with each other:
 
-* ``"global"``: all ranks' samples; the backward pass sums over the ranks. When every rank computes the loss of the whole
-  batch, the gradient averaging of DistributedDataParallel then yields exactly the gradient of one process with all samples.
-* ``"published_reference"``: all ranks' samples; the backward pass keeps the own slice (spec section 9), which averages to
-  the global gradient divided by the number of processes.
+* ``"global"``: all ranks' samples; the backward pass sums over the ranks. When every rank computes the loss of the
+  whole batch, the gradient averaging of DistributedDataParallel then yields exactly the gradient of one process with
+  all samples.
+* ``"published_reference"``: all ranks' samples; the backward pass keeps the own slice (spec section 9), which
+  averages to the global gradient divided by the number of processes.
 * ``"local"``: the own samples only.
 
 Collectives need the same batch size on every rank. Axes: B batch, S sentences, C channels.
@@ -137,8 +139,9 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 def global_mean(total: Tensor, count: Tensor | float, mode: str = "global") -> Tensor:
     """Turn a local sum into a mean over all processes that survives gradient averaging.
 
-    Returns ``total * world_size / sum over ranks of count``: the average over the ranks of this value, and of its gradient, is
-    exactly the mean that one process with all samples would compute. A zero count gives zero (with gradient zero).
+    Returns ``total * world_size / sum over ranks of count``: the average over the ranks of this value, and of its
+    gradient, is exactly the mean that one process with all samples would compute. A zero count gives zero (with
+    gradient zero).
 
     Args:
         total: scalar, the sum of the local terms.

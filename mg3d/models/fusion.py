@@ -1,11 +1,11 @@
 """Cross attention between two token sets by sigmoid gates, in closed form (spec 7.2).
 
-The published layers build a ``[T, I, C]`` tensor per sample inside Python loops. In its "mean" form no value crosses from one
-modality to the other: every token keeps its own value, scaled by the mean of its gates; so a sum over the gates is enough. All
-forms here are batched, take masks for padded positions and never build ``[B, I, T, C]``.
+The published layers build a ``[T, I, C]`` tensor per sample inside Python loops. In its "mean" form no value crosses
+from one modality to the other: every token keeps its own value, scaled by the mean of its gates; so a sum over the
+gates is enough. All forms here are batched, take masks for padded positions and never build ``[B, I, T, C]``.
 
-Axes: B batch, I tokens of the first set (a), T tokens of the second (b), C channels. ``mask_*`` are bool, True = valid; a masked
-position contributes nothing and its own outputs are zero.
+Axes: B batch, I tokens of the first set (a), T tokens of the second (b), C channels. ``mask_*`` are bool, True =
+valid; a masked position contributes nothing and its own outputs are zero.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class _CrossAttention(nn.Module):
 class MLMCrossAttention(_CrossAttention):
     """Fusion of the masked-language branch: a = text tokens, b = image tokens (spec 7.2, ``MLMCross``).
 
-    Variants: ``mean``: both contexts by the mean gate; ``unet``: context2 by the learned sum ``fc2``; ``ctrate``: context1 by
-    ``fc1`` and context2 by ``fc2``. Both layers always exist, as in published checkpoints.
+    Variants: ``mean``: both contexts by the mean gate; ``unet``: context2 by the learned sum ``fc2``; ``ctrate``:
+    context1 by ``fc1`` and context2 by ``fc2``. Both layers always exist, as in published checkpoints.
 
     Args:
         hidden: channels C.
@@ -140,10 +140,11 @@ class MLMCrossAttention(_CrossAttention):
 
 
 class MIMCrossAttention(_CrossAttention):
-    """Fusion of the local contrast (and optionally masked-image) branch: a = image tokens, b = sentences (``MIMCross``).
+    """Fusion of the local contrast branch (``MIMCross``): a = image tokens, b = sentences (spec 7.2).
 
-    Variants: ``mean``: both contexts by the mean gate; ``unet``: context1 by the learned sum ``fc1``, context2 by the attention
-    pool ``fc2`` over the rows P2[i, t] v1[i]; ``ctrate``: context1 by the mean gate, context2 by the attention pool.
+    Variants: ``mean``: both contexts by the mean gate; ``unet``: context1 by the learned sum ``fc1``, context2 by the
+    attention pool ``fc2`` over the rows P2[i, t] v1[i]; ``ctrate``: context1 by the mean gate, context2 by the
+    attention pool.
 
     Args:
         hidden: channels C.
@@ -185,14 +186,15 @@ class UnidirectionalCrossAttention(nn.Module):
     def forward(
         self, a_BIC: Tensor, b_BTC: Tensor, mask_a_BI: Tensor | None = None, mask_b_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Attend from b to a: context1 = P1 v1 ``[B, T, C]`` and probs1 ``[B, T, I]`` (arguments as the other layers)."""
+        """Attend from b to a (arguments as the other layers): context1 = P1 v1 ``[B, T, C]``, probs1 ``[B, T, I]``."""
         probs1 = sigmoid_gates(self.query2(b_BTC), self.key1(a_BIC), mask_b_BT, mask_a_BI)
         return probs1 @ self.value1(a_BIC), probs1
 
     def gate_each(self, a_BIC: Tensor, b_B1C: Tensor, mask_a_BI: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Attend from the one row of b to every row of a on its own: ``a_i <- P1[i] v1[i]``.
 
-        Equal to calling the layer once per row of a (spec 8.C.6, the aggregation of sentences around the global image feature).
+        Equal to calling the layer once per row of a (spec 8.C.6, the aggregation of sentences around the global image
+        feature).
 
         Args:
             a_BIC: ``[B, I, C]``.

@@ -5,6 +5,8 @@ Axes: B batch, L text tokens, S sentences, C hidden, V vocabulary, D/H/W volume,
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,7 +14,16 @@ from torch.nn import functional
 from mg3d.models.distributed import gather_features
 from mg3d.models.pooling import FeatureNorm, sentence_gather
 
-__all__ = ["FeatureNorm", "ITCHead", "ITCHeadSingle", "ITMHead", "MIMHead", "SentenceMLMHead", "TokenBatchNorm", "unit_rows"]
+__all__ = [
+    "FeatureNorm",
+    "ITCHead",
+    "ITCHeadSingle",
+    "ITMHead",
+    "MIMHead",
+    "SentenceMLMHead",
+    "TokenBatchNorm",
+    "unit_rows",
+]
 
 
 class _Float32LayerNorm(nn.LayerNorm):
@@ -29,8 +40,8 @@ class _Float32LayerNorm(nn.LayerNorm):
 class TokenBatchNorm(nn.Module):
     """Normalise each token position over batch and features (no affine, biased variance), in float32.
 
-    This is what the published ``BatchNorm1d`` computes on ``[B, N, F]`` (spec 6.2, 7.4): the result of a sample depends on the
-    rest of the batch, also in evaluation.
+    This is what the published ``BatchNorm1d`` computes on ``[B, N, F]`` (spec 6.2, 7.4): the result of a sample
+    depends on the rest of the batch, also in evaluation.
     """
 
     def __init__(self, eps: float = 1e-5) -> None:
@@ -60,8 +71,8 @@ class _PredictionTransform(nn.Module):
 class SentenceMLMHead(nn.Module):
     """Vocabulary logits of the tokens and a small feature of every sentence (spec 7.4, ``SEN_MLMHead``).
 
-    The decoder is not tied to the embeddings. The sentence branch averages the transformed tokens of each sentence, then Linear,
-    `FeatureNorm`, GELU, Linear.
+    The decoder is not tied to the embeddings. The sentence branch averages the transformed tokens of each sentence,
+    then Linear, `FeatureNorm`, GELU, Linear.
 
     Args:
         hidden: channels C.
@@ -71,9 +82,7 @@ class SentenceMLMHead(nn.Module):
         layer_norm_eps: of the transform.
     """
 
-    def __init__(
-        self, hidden: int, vocab: int, middle: int = 128, out: int = 8, layer_norm_eps: float = 1e-12
-    ) -> None:
+    def __init__(self, hidden: int, vocab: int, middle: int = 128, out: int = 8, layer_norm_eps: float = 1e-12) -> None:
         super().__init__()
         self.transform = _PredictionTransform(hidden, layer_norm_eps)
         self.decoder = nn.Linear(hidden, vocab, bias=False)
@@ -94,7 +103,8 @@ class SentenceMLMHead(nn.Module):
             logits ``[B, L, V]``, sentence features ``[B, S, F]`` (zeros on padding), bool mask ``[B, S]``.
         """
         transformed = self.transform(tok_BLC)
-        return self.vocabulary_logits(transformed), *self.sentence_features(transformed, sentence_index_BL, num_sentences)
+        features, mask = self.sentence_features(transformed, sentence_index_BL, num_sentences)
+        return self.vocabulary_logits(transformed), features, mask
 
     def vocabulary_logits(self, transformed: Tensor) -> Tensor:
         """Logits ``[..., V]`` of transformed tokens ``[..., C]`` (any selection of them)."""
@@ -111,8 +121,8 @@ class SentenceMLMHead(nn.Module):
 class MIMHead(nn.Module):
     """Decoder from the token grid to the volume, factor 32 per axis (spec 7.4, ``MIM_SWINUNETR_Head`` "vae").
 
-    Five times Conv3d 3, InstanceNorm3d without affine, LeakyReLU 0.01, trilinear x2; widths C, C/2, C/4, C/8, C/16, C/16; then
-    Conv3d 1 to one channel.
+    Five times Conv3d 3, InstanceNorm3d without affine, LeakyReLU 0.01, trilinear x2; widths C, C/2, C/4, C/8, C/16,
+    C/16; then Conv3d 1 to one channel.
 
     Args:
         hidden: channels C, divisible by 16.
@@ -126,7 +136,7 @@ class MIMHead(nn.Module):
             raise ValueError(f"hidden {hidden} is not divisible by 16: the decoder halves it four times")
         widths = [hidden, hidden // 2, hidden // 4, hidden // 8, hidden // 16, hidden // 16]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in pairwise(widths):
             layers += [
                 nn.Conv3d(width_in, width_out, kernel_size=3, padding=1),
                 nn.InstanceNorm3d(width_out),
@@ -139,8 +149,8 @@ class MIMHead(nn.Module):
     def forward(self, grid_BCdhw: Tensor) -> Tensor:
         """Reconstruct ``[B, C, d, h, w]`` to ``[B, 1, 32 d, 32 h, 32 w]``."""
         x = self.conv[:-2](grid_BCdhw)
-        # Trilinear weights sum to one, so the 1x1x1 convolution commutes with the last upsampling: doing it first spares a
-        # full-resolution map with C/16 channels.
+        # Trilinear weights sum to one, so the 1x1x1 convolution commutes with the last upsampling: doing it first
+        # spares a full-resolution map with C/16 channels.
         return self.conv[-2](self.conv[-1](x))
 
     def token_features(self, grid_BCdhw: Tensor) -> Tensor:
@@ -149,7 +159,7 @@ class MIMHead(nn.Module):
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Divide the rows of ``[..., F]`` by their L2 norm, without epsilon; an all-zero row stays zero with finite gradient."""
+    """Divide the rows of ``[..., F]`` by their L2 norm, without epsilon; a zero row stays zero, its gradient finite."""
     square = (x * x).sum(dim=-1, keepdim=True)
     return x * torch.rsqrt(square.masked_fill(square == 0, 1.0))
 

@@ -1,9 +1,9 @@
 """Loss terms as pure functions: tensors in, scalar out (spec section 9).
 
-Distributed training: sums are divided by counts of all processes (`mg3d.models.distributed.global_mean`), so N processes with
-batch b, averaged by DistributedDataParallel, give the loss and gradient of one process with batch N b. ``gather`` names one of
-`mg3d.models.distributed.GATHER_MODES`; the two modes other than ``"global"`` take local means. Every term is zero, with a zero
-gradient, when nothing in the batch takes part. All arithmetic is float32.
+Distributed training: sums are divided by counts of all processes (`mg3d.models.distributed.global_mean`), so N
+processes with batch b, averaged by DistributedDataParallel, give the loss and gradient of one process with batch N b.
+``gather`` names one of `mg3d.models.distributed.GATHER_MODES`; the two modes other than ``"global"`` take local
+means. Every term is zero, with a zero gradient, when nothing in the batch takes part. All arithmetic is float32.
 
 Axes: B batch, M gathered batch, L text tokens, V vocabulary, S sentences, C and F features, D/H/W volume.
 """
@@ -67,17 +67,15 @@ def sentence_alignment_loss(
     return weight * global_mean(total, present.sum(), gather)
 
 
-def mim_loss(
-    recon: Tensor, target: Tensor, mask: Tensor, ratio: float | None = None, gather: str = "global"
-) -> Tensor:
+def mim_loss(recon: Tensor, target: Tensor, mask: Tensor, ratio: float | None = None, gather: str = "global") -> Tensor:
     """Masked image modelling: squared error on the zeroed voxels.
 
     Args:
         recon: ``[B, 1, D, H, W]``.
         target: image in [0, 1], same shape.
         mask: 1 (or True) on zeroed voxels, broadcastable to ``recon``.
-        ratio: the configured mask ratio: the published mean over *all* voxels divided by it. None divides by the number of
-            zeroed voxels instead; both agree when exactly that share of the voxels is zeroed (as at 0.5).
+        ratio: the configured mask ratio: the published mean over *all* voxels divided by it. None divides by the
+            number of zeroed voxels instead; both agree when exactly that share of the voxels is zeroed (as at 0.5).
         gather: how counts are shared between processes.
 
     Returns:
@@ -102,7 +100,8 @@ def contrastive_loss(logits_ab: Tensor, logits_ba: Tensor, valid_M: Tensor | Non
     Args:
         logits_ab: ``[M, K]``, K >= M; columns beyond M are extra negatives (a memory queue).
         logits_ba: ``[M, K']`` the other way round.
-        valid_M: bool ``[M]``, gathered like the logits. A False sample (an empty report) is neither anchor nor negative.
+        valid_M: bool ``[M]``, gathered like the logits. A False sample (an empty report) is neither anchor nor
+            negative.
 
     Returns:
         Mean of the two cross entropies over the valid samples; zero without any.
@@ -125,9 +124,10 @@ def _diagonal_cross_entropy(logits_MK: Tensor, valid_M: Tensor | None) -> Tensor
 
 
 def cosine_matrix(x_SF: Tensor, y_TF: Tensor) -> Tensor:
-    """Cosines ``[S, T]`` of the rows of two matrices in float32, also under autocast (rows of norm < 1e-8 count as zero)."""
+    """Cosines ``[S, T]`` of the rows of two matrices in float32, also under autocast; a zero row has cosine 0."""
     with torch.autocast(x_SF.device.type, enabled=False):
-        return functional.normalize(x_SF.float(), dim=-1, eps=1e-8) @ functional.normalize(y_TF.float(), dim=-1, eps=1e-8).t()
+        x_unit, y_unit = (functional.normalize(z.float(), dim=-1, eps=1e-8) for z in (x_SF, y_TF))
+        return x_unit @ y_unit.t()
 
 
 def sentence_similarity_loss(
@@ -140,9 +140,9 @@ def sentence_similarity_loss(
 ) -> Tensor:
     """Sentence similarity matching (SSM) over all pairs of reports i < j at once.
 
-    With g and w the cosine matrices of text targets and visual features of two reports, pos = g >= positive_threshold and
-    neg = g <= negative_threshold, a pair costs the mean over all S_i S_j entries of \|w (pos + neg) - g pos\|; the loss is the
-    sum over the pairs / (number of pairs + 1e-6). Text targets receive no gradient.
+    With g and w the cosine matrices of text targets and visual features of two reports, pos = g >= positive_threshold
+    and neg = g <= negative_threshold, a pair costs the mean over all S_i S_j entries of abs(w (pos + neg) - g pos);
+    the loss is the sum over the pairs / (number of pairs + 1e-6). Text targets receive no gradient.
 
     Args:
         visual_BSF: sentence-wise visual features ``[B, S, F]``.
@@ -157,20 +157,20 @@ def sentence_similarity_loss(
     """
     visual, _ = gather_sentences(visual_BSF, mask_BS, gather)
     text, mask = gather_sentences(text_BSC.detach(), mask_BS, gather)
-    weight_R, pairs = _pair_weights(mask)
     g = cosine_matrix(text.flatten(0, 1), text.flatten(0, 1))
     w = cosine_matrix(visual.flatten(0, 1), visual.flatten(0, 1))
     positive = g >= positive_threshold
     used = positive | (g <= negative_threshold)
     entry = (w * used - g * positive).abs()
-    report = torch.arange(mask.shape[0], device=mask.device).repeat_interleave(mask.shape[1])
-    entry = entry * (report.unsqueeze(1) < report.unsqueeze(0))
-    return weight_R @ entry @ weight_R / (pairs + 1e-6)
+    weight_RR, pairs = _pair_weights(mask)
+    return (entry * weight_RR).sum() / (pairs + 1e-6)
 
 
 def _pair_weights(mask_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """Per flattened sentence 1 / S_b (0 on padding), and the number of pairs of reports that have sentences."""
+    """Weights ``[B S, B S]``, 1 / (S_i S_j) on valid sentences of reports i < j, and the number of such pairs."""
     count_B1 = mask_BS.sum(dim=1, keepdim=True)
+    share_R = (mask_BS.float() / count_B1.clamp(min=1)).flatten()
+    report_R = torch.arange(mask_BS.shape[0], device=mask_BS.device).repeat_interleave(mask_BS.shape[1])
+    upper_RR = report_R.unsqueeze(1) < report_R.unsqueeze(0)
     reports = (count_B1 > 0).sum()
-    weight = mask_BS.float() / count_B1.clamp(min=1)
-    return weight.flatten(), reports * (reports - 1) / 2
+    return share_R.unsqueeze(1) * share_R.unsqueeze(0) * upper_RR, reports * (reports - 1) / 2

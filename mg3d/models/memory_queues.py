@@ -1,8 +1,8 @@
 """Memories of earlier features that enlarge the set of negatives (spec section 11).
 
-All content lives in registered buffers, so it follows the module to its device and into checkpoints. Keys are detached; with
-``gather`` other than ``"local"`` the keys of all processes are stored, which keeps the memories of all processes equal.
-Axes: K capacity, n new rows, B batch, S sentences.
+All content lives in registered buffers, so it follows the module to its device and into checkpoints. Keys are
+detached; with ``gather`` other than ``"local"`` the keys of all processes are stored, which keeps the memories of all
+processes equal. Axes: K capacity, n new rows, B batch, S sentences.
 """
 
 from __future__ import annotations

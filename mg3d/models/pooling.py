@@ -1,7 +1,7 @@
 """From tokens to sentences, and from tokens or sentences to one vector (spec 7.3 and 7.4).
 
-All of it is batched: padded sentences come with a mask, contribute nothing, and a report without a sentence pools to zeros.
-Axes: B batch, L text tokens, N image tokens, S sentences, C channels, F features.
+All of it is batched: padded sentences come with a mask, contribute nothing, and a report without a sentence pools to
+zeros. Axes: B batch, L text tokens, N image tokens, S sentences, C channels, F features.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch.nn import functional
 class FeatureNorm(nn.Module):
     """Layer normalisation over the last axis without learned scale (biased variance), computed in float32.
 
-    The published code writes ``BatchNorm1d(F, affine=False, track_running_stats=False)`` and feeds ``[1, S, F]``, so that the
-    sentences take the place of the channels: every sentence is normalised over its own F features, in training and in
-    evaluation alike (spec 7.4, "FN"). This class says what really happens.
+    The published code writes ``BatchNorm1d(F, affine=False, track_running_stats=False)`` and feeds ``[1, S, F]``, so
+    that the sentences take the place of the channels: every sentence is normalised over its own F features, in
+    training and in evaluation alike (spec 7.4, "FN"). This class says what really happens.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
@@ -53,24 +53,22 @@ def zero_empty_rows(x: Tensor, mask_BS: Tensor | None) -> Tensor:
     return x.masked_fill(empty.view(-1, *[1] * (x.ndim - 1)), 0.0)
 
 
-def compact_sentence_index(index_BL: Tensor, num_sentences: int | None = None) -> tuple[Tensor, int]:
-    """Renumber the sentences of each row without gaps.
+def compact_sentence_index(index_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Renumber the sentences of each row without gaps, keeping their order.
 
     Args:
         index_BL: int64 ``[B, L]``: 1-based sentence of every token; values below 1 belong to none.
-        num_sentences: number of slots S; None takes the largest count of the batch (at least 1).
 
     Returns:
-        0-based slots ``[B, L]`` (-1 = none; a slot may exceed S when ``num_sentences`` is too small) and S.
+        0-based slots ``[B, L]`` (-1 = none) and the number of sentences ``[B]``.
     """
-    index_BL = index_BL.clamp(min=0)
-    highest = int(index_BL.max())
-    present = functional.one_hot(index_BL, highest + 1).any(dim=1)
-    present[:, 0] = False
-    slot = present.cumsum(dim=1) - 1
-    if num_sentences is None:
-        num_sentences = max(int(present.sum(dim=1).max()), 1)
-    return slot.gather(1, index_BL).masked_fill(index_BL == 0, -1), num_sentences
+    inside = index_BL > 0
+    same_BLL = index_BL.unsqueeze(2) == index_BL.unsqueeze(1)
+    # The slot of a sentence is the number of smaller indices in the row; each index is counted at its first token.
+    first_BL = inside & ~same_BLL.tril(-1).any(dim=2)
+    smaller_BLL = index_BL.unsqueeze(1) < index_BL.unsqueeze(2)
+    slot_BL = (smaller_BLL & first_BL.unsqueeze(1)).sum(dim=2)
+    return slot_BL.masked_fill(~inside, -1), first_BL.sum(dim=1)
 
 
 def sentence_gather(
@@ -82,15 +80,16 @@ def sentence_gather(
         tok_BLC: token features ``[B, L, C]``.
         sentence_index_BL: int64 ``[B, L]``, 1-based sentence of each token, below 1 = none. An index without tokens is
             skipped, so the sentences are packed to the front. None counts all tokens as one sentence.
-        num_sentences: pad to this S; None takes the largest number of sentences in the batch (at least 1). Sentences beyond S
-            are dropped.
+        num_sentences: pad to this S; None takes the largest number of sentences in the batch (at least 1). Sentences
+            beyond S are dropped.
 
     Returns:
         ``[B, S, C]`` (zeros where there is no sentence) and the bool mask ``[B, S]``.
     """
     if sentence_index_BL is None:
         sentence_index_BL = torch.ones(tok_BLC.shape[:2], dtype=torch.long, device=tok_BLC.device)
-    slot_BL, slots = compact_sentence_index(sentence_index_BL, num_sentences)
+    slot_BL, present_B = compact_sentence_index(sentence_index_BL)
+    slots = max(int(present_B.max()), 1) if num_sentences is None else num_sentences
     member_BSL = slot_BL.unsqueeze(1) == torch.arange(slots, device=tok_BLC.device).view(1, -1, 1)
     count_BS1 = member_BSL.sum(dim=2, keepdim=True)
     weight_BSL = member_BSL.to(tok_BLC.dtype) / count_BS1.clamp(min=1).to(tok_BLC.dtype)
@@ -100,8 +99,8 @@ def sentence_gather(
 class SentenceAttentionPool(nn.Module):
     """Pool a set of rows by self-attention of their mean (spec 7.3, ``SentenceAttentionPool``).
 
-    The mean row is prepended, multi-head scaled dot-product attention runs over the S + 1 rows with separate query, key, value
-    and output projections, and the output of the mean row is returned; only that query is computed.
+    The mean row is prepended, multi-head scaled dot-product attention runs over the S + 1 rows with separate query,
+    key, value and output projections, and the output of the mean row is returned; only that query is computed.
 
     Args:
         spacial_dim: largest S of the position table; without a table there is no limit.
@@ -124,7 +123,7 @@ class SentenceAttentionPool(nn.Module):
         self.c_proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x_BSC: Tensor, mask_BS: Tensor | None = None) -> Tensor:
-        """Pool ``[B, S, C]`` with optional bool mask ``[B, S]`` to ``[B, C]`` (zeros for a row without a valid position).
+        """Pool ``[B, S, C]`` with optional bool mask ``[B, S]`` to ``[B, C]``; an all-masked row gives zeros.
 
         Raises:
             ValueError: S exceeds the position table.
@@ -141,8 +140,9 @@ class SentenceAttentionPool(nn.Module):
     def pool_scaled_row(self, row_BIC: Tensor, scale_BIT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """Pool the T rows ``scale[i, t] * row[i]`` of every i without building them.
 
-        All rows of one i are multiples of the same vector v, hence so are their projections up to the bias: the attention needs
-        one dot product per head, q(v)·k(v), and the T scales. Equal to `forward` on the built rows ``[B * I, T, C]``.
+        All rows of one i are multiples of the same vector v, hence so are their projections up to the bias: the
+        attention needs one dot product per head, q(v)·k(v), and the T scales. Equal to `forward` on the built rows
+        ``[B * I, T, C]``.
 
         Args:
             row_BIC: ``[B, I, C]``.
