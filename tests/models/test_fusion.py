@@ -128,6 +128,21 @@ def test_gate_each_equals_one_call_per_row():
     assert not gated[1, 2:].any()
 
 
+@pytest.mark.parametrize("kind", ["mlm", "mim"])
+@pytest.mark.parametrize("variant", ["mean", "unet", "ctrate"])
+def test_half_precision_stays_close(kind, variant):
+    torch.manual_seed(6)
+    layer = build(kind, variant)
+    a, b = sets()
+    mask = torch.arange(NUM_B) < torch.tensor([[5], [2], [0]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = layer(a, b, mask_b_BT=mask)
+    sum(out.float().square().sum() for out in half).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+    for got, want in zip(half, layer(a, b, mask_b_BT=mask), strict=True):
+        torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05)
+
+
 def test_wrong_sizes_and_names_are_refused():
     with pytest.raises(ValueError, match="variant 'sum'"):
         build("mlm", "sum")

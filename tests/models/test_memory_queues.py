@@ -10,7 +10,7 @@ from mg3d.models.memory_queues import CrossBatchMemory, MoCoQueue, MoCoSentenceQ
 @pytest.mark.parametrize("kind", ["moco", "moco_ssm"])
 def test_golden_ring_buffers(golden_dir, kind):
     tensors, record = load_entry(golden_dir, "memory_queues")
-    # The recorded moco.init shares its memory with the final content, so the start is what the first step left in place.
+    # The recorded moco.init holds the final content, so the start is what the first step left in place.
     start = {name: tensors[f"{kind}.after0.{name}"].clone() for name in ("queue_1", "queue_2")}
     for bank in start.values():
         bank[: len(tensors[f"{kind}.in1.0"])] = 0.0
