@@ -159,10 +159,12 @@ def _held_out(cases: list[Case], seed: int, fraction: float) -> Rule:
     return rule
 
 
-def _positional(entries: int) -> Rule:
-    def rule(case: Case) -> tuple[str, ...]:
-        if case.position <= int(0.8 * entries):
-            return ("train",)
-        return ("test",) if case.position <= int(0.9 * entries) else ("val",)
+def positional_split(position: int, entries: int) -> str:
+    """Published CTRG rule: the split of the entry at a 0-based position among ``entries`` (spec pretraining 2.2)."""
+    if position <= int(0.8 * entries):
+        return "train"
+    return "test" if position <= int(0.9 * entries) else "val"
 
-    return rule
+
+def _positional(entries: int) -> Rule:
+    return lambda case: (positional_split(case.position, entries),)
