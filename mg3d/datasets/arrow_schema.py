@@ -75,7 +75,7 @@ def make_schema(
     return pa.schema(FIELDS, metadata=metadata)
 
 
-def row_checksum(image: bytes | memoryview | np.ndarray | pa.Buffer, columns: Mapping[str, Any]) -> int:
+def row_checksum(image: bytes | memoryview, columns: Mapping[str, Any]) -> int:
     """Return the crc32 of the image bytes followed by the canonical JSON of all other columns.
 
     Args:

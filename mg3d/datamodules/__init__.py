@@ -1,0 +1,1 @@
+"""Which corpora, which split, which order: the Lightning side of the data."""

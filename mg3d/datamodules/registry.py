@@ -1,0 +1,28 @@
+"""Dataset keys to dataset classes. A new corpus of the same row layout is one line here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from mg3d.datasets.volume_report import VolumeReportDataset
+from mg3d.errors import ConfigError
+
+DATASETS: Final[Mapping[str, Callable[..., VolumeReportDataset]]] = {
+    "clm_chest_ctrg": VolumeReportDataset,
+    "clm_ct_rate": VolumeReportDataset,
+}
+
+
+def dataset_class(key: str) -> Callable[..., VolumeReportDataset]:
+    """Return the dataset class of a key.
+
+    Raises:
+        ConfigError: unknown key; the message names the nearest one.
+    """
+    if key in DATASETS:
+        return DATASETS[key]
+    near = difflib.get_close_matches(key, DATASETS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"unknown dataset {key!r}", f"{hint}known: {', '.join(sorted(DATASETS))}")
