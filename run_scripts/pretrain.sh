@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Pre-trains MG-3D.
+#   bash run_scripts/pretrain.sh                            phantom studies: made, packed, trained on, evaluated
+#   bash run_scripts/pretrain.sh data_root=DIR num_gpus=1   the real thing: any named config or KEY=VALUE of main.py
+# The task is task_pretrain_mg3d unless a word names another one.
+set -euo pipefail
+# shellcheck source=run_scripts/setup_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup_common.sh"
+
+words=("$@")
+[[ $# -gt 0 ]] || words=(demo)
+names=" ${words[*]%%=*} "
+[[ "$names" == *" task_"* || "$names" == *".json "* ]] || words=(task_pretrain_mg3d "${words[@]}")
+# pretrain_multi_gpus.sh sources this file and sets two arrays: what starts the processes, and its own words.
+[[ -v launcher[@] ]] || launcher=(python) extra=()
+words+=("${extra[@]}")
+python main.py print_config with "${words[@]}" >/dev/null # a bad word is refused once, before anything starts
+if [[ "$names" == *" demo "* ]]; then
+  studies=data/phantom arrows=data/phantom_arrows
+  [[ -f "$studies/manifest.json" ]] || python -m mg3d.phantoms --out "$studies"
+  [[ -f "$arrows/clm_ct_rate_test.arrow" ]] ||
+    python prepro/prepro_pretraining_data.py ct_rate --root "$studies/ct_rate" --out "$arrows"
+  [[ -f "$arrows/clm_chest_ctrg_test.arrow" ]] || python prepro/prepro_pretraining_data.py ctrg \
+    --root "$studies/ctrg" --annotation "$studies/ctrg/annotation.json" --out "$arrows"
+fi
+exec "${launcher[@]}" main.py with "${words[@]}"
