@@ -74,7 +74,8 @@ def to_canonical(
     for axis, (world_axis, _) in enumerate(orientation):
         spacing_lps[int(world_axis)] = float(spacing_mm[axis])
     if tilt > MAX_TILT_DEGREES and mode == "canonical":
-        voxels_lps = _resample_tilted(voxels_xyz, affine_lps, spacing_lps, fill)
+        stored_lps = [voxels_xyz.shape[axis] for axis in np.argsort(orientation[:, 0])]
+        voxels_lps = _resample_tilted(voxels_xyz, affine_lps, spacing_lps, stored_lps, fill)
     else:
         voxels_lps = nib.apply_orientation(voxels_xyz, orientation)
     return voxels_lps.transpose(2, 1, 0), (spacing_lps[2], spacing_lps[1], spacing_lps[0]), tilt
@@ -97,21 +98,28 @@ def tilt_degrees(affine: np.ndarray) -> float:
 
 
 def _resample_tilted(
-    voxels_xyz: np.ndarray, affine_lps: np.ndarray, spacing_lps: Sequence[float], fill: float
+    voxels_xyz: np.ndarray,
+    affine_lps: np.ndarray,
+    spacing_lps: Sequence[float],
+    stored_lps: Sequence[int],
+    fill: float,
 ) -> np.ndarray:
     from scipy import ndimage
 
     corners = np.array(np.meshgrid(*[(0, size - 1) for size in voxels_xyz.shape], indexing="ij")).reshape(3, -1)
     world = affine_lps[:3, :3] @ corners + affine_lps[:3, 3:]
     low, high = world.min(axis=1), world.max(axis=1)
-    shape = tuple(int(count) for count in np.floor((high - low) / spacing_lps + 1e-6) + 1)
+    shape = np.ceil((high - low) / spacing_lps - 1e-3).astype(np.int64) + 1
+    # grown by an even count, the centred grid falls onto that of the same scan without the tilt
+    shape += (shape - np.asarray(stored_lps)) % 2
     if np.prod(shape, dtype=np.float64) > MAX_RESAMPLED_GROWTH * voxels_xyz.size:
-        raise DataError(f"straightening the tilted axes would need a grid of {shape}", "use --orientation snap")
+        raise DataError(f"straightening the tilted axes would need a grid of {tuple(shape)}", "use --orientation snap")
     inverse = np.linalg.inv(affine_lps[:3, :3])
     matrix = inverse @ np.diag(spacing_lps)
-    offset = inverse @ (low - affine_lps[:3, 3])
+    first = (low + high) / 2 - (shape - 1) / 2 * np.asarray(spacing_lps)
+    offset = inverse @ (first - affine_lps[:3, 3])
     return ndimage.affine_transform(
-        voxels_xyz, matrix, offset, output_shape=shape, output=np.float32, order=1, mode="constant", cval=fill
+        voxels_xyz, matrix, offset, output_shape=tuple(shape), output=np.float32, order=1, mode="constant", cval=fill
     )
 
 

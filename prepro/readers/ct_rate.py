@@ -132,9 +132,8 @@ class CtRateReader:
         spacing_xyz, warnings = choose_spacing(raw, case)
         if not scale.plausible:
             warnings.append("values do not look like a chest CT in HU")
-        affine = raw.affine if raw.oriented else np.diag([-1.0, -1.0, 1.0, 1.0])
         air = (WINDOW_HU[0] - scale.intercept) / scale.slope
-        canonical, spacing_mm, tilt = to_canonical(voxels, affine, spacing_xyz, self.orientation, air)
+        canonical, spacing_mm, tilt = to_canonical(voxels, raw.affine, spacing_xyz, self.orientation, air)
         plans = plan_axes(canonical.shape, spacing_mm, self.geometry)
         values_hu = resample_crop(canonical, plans, scale.slope, scale.intercept)
         record = {"rescale": scale.decision, "tilt_degrees": round(tilt, 3), "filled_voxels": filled}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from isal import igzip
+from isal import igzip, igzip_lib
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
@@ -35,7 +35,8 @@ class RawVolume:
 
     Attributes:
         voxels_xyz: stored values [X,Y,Z] in the file's number type; no scaling applied.
-        affine: 4 x 4 voxel to world millimetres, world axes right-anterior-superior.
+        affine: 4 x 4 voxel to world millimetres, world axes right-anterior-superior; LPS directions with unit
+            voxels where the header says nothing.
         spacing_mm: voxel size along X, Y, Z; None when the header holds none.
         slope: header scale, 1 when absent.
         intercept: header offset, 0 when absent.
@@ -68,7 +69,7 @@ def read_nifti(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
             header = _read_header(stream, path)
             shape, dtype = _checked_layout(header, path, max_volume_gib)
             voxels = _read_voxels(stream, header, shape, dtype, path)
-    except (EOFError, zlib.error, igzip.BadGzipFile) as problem:
+    except (EOFError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile) as problem:
         raise DataError(f"damaged or truncated gzip data ({problem})", DOWNLOAD_AGAIN, path=str(path)) from problem
     except OSError as problem:
         raise DataError(f"cannot be read ({problem.strerror or problem})", DOWNLOAD_AGAIN, path=str(path)) from problem
@@ -178,6 +179,12 @@ def _header_scaling(header: Nifti1Header, path: Path) -> tuple[float, float]:
 
 
 def _checked_affine(header: Nifti1Header, path: Path) -> np.ndarray:
+    if not int(header["sform_code"]) > 0:
+        if not int(header["qform_code"]) > 0:
+            return np.diag([-1.0, -1.0, 1.0, 1.0])  # nothing said: stored order is left, posterior, superior
+        header = header.copy()
+        pixdim = header["pixdim"][1:4]
+        header["pixdim"][1:4] = np.where(np.isfinite(pixdim) & (pixdim > 0), pixdim, 1.0)
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     if not np.isfinite(affine).all():
         raise DataError("the affine holds NaN or infinity", "repair the header geometry", path=str(path))
@@ -188,13 +195,16 @@ def _checked_affine(header: Nifti1Header, path: Path) -> np.ndarray:
 
 def _checked_spacing(header: Nifti1Header, affine: np.ndarray, path: Path) -> tuple[float, float, float] | None:
     pixdim = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-    from_sform = int(header["sform_code"]) > 0
-    if not from_sform and not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
+    usable = bool(np.isfinite(pixdim).all() and (pixdim > 0).all())
+    if int(header["sform_code"]) > 0:
+        norms = np.linalg.norm(affine[:3, :3], axis=0)
+        sizes = pixdim if usable and np.allclose(norms, pixdim, rtol=1e-3) else norms
+    elif usable:
+        sizes = pixdim
+    else:
         return None
-    norms = np.linalg.norm(affine[:3, :3], axis=0)
-    # where both agree the shortest decimal of pixdim avoids 0.69999998 turning 560 voxels into 559
-    agree = np.isfinite(pixdim).all() and np.allclose(norms, pixdim, rtol=1e-3)
-    values = [float(np.format_float_positional(np.float32(value))) for value in (pixdim if agree else norms)]
+    # the shortest decimal of a single-precision size: 0.69999998 must not turn 560 voxels into 559
+    values = [float(np.format_float_positional(np.float32(value))) for value in sizes]
     check_spacing(values, str(path))
     return (values[0], values[1], values[2])
 

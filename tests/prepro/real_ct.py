@@ -1,0 +1,95 @@
+"""Lay the real CT volumes of the shared test data out as a small CT-RATE download.
+
+By hand: ``python tests/prepro/real_ct.py --shared DIR --out FOLDER`` and then
+``python prepro/prepro_pretraining_data.py ct_rate --root FOLDER --out ARROWS``. Nothing of it may be published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from pathlib import Path
+
+import SimpleITK as sitk
+
+REAL_VOLUMES = (
+    "lidc_0314_chest_2mm.nii.gz",
+    "pyradiomics_lung1_image.nrrd",
+    "cip_ct-64.nrrd",
+    "cip_ct-64-transformed.nrrd",
+    "totalseg_heart_ct_1p5mm.nii.gz",
+    "totalseg_abdomen_ct_3mm.nii.gz",
+    "crlm_1006_upper_abdomen_pad-3024.nii.gz",
+)
+REPORTS = "text_restricted/ctrate_text_classifier_train800.csv"
+REPORT_COLUMNS = ("VolumeName", "ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN")
+
+
+def lay_out_real_ct(shared: Path, out: Path, volumes: tuple[str, ...] = REAL_VOLUMES, first_report: int = 0) -> Path:
+    """Write the volumes as NIfTI with real report text and labels, all in the official training split.
+
+    The reports belong to other patients: the pairs are good for trying the pipeline, not for learning medicine.
+
+    Args:
+        shared: folder with the shared test data (``data/ct`` and ``data/text_restricted`` below it).
+        out: folder to write; becomes the CT-RATE root.
+        volumes: file names below ``data/ct``.
+        first_report: row of the report table to start at.
+
+    Returns:
+        ``out``.
+    """
+    with (shared / "data" / REPORTS).open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))[first_report : first_report + len(volumes)]
+    reports, labels, metadata = [], [], []
+    for number, (file, row) in enumerate(zip(volumes, rows, strict=True), start=1):
+        name = f"train_{number}_a_1"
+        spacing = _write_volume(shared / "data" / "ct" / file, out / "dataset" / "train", name)
+        findings, _, impression = row["report_text"].partition('"')
+        reports.append((f"{name}.nii.gz", "", "", findings.strip(), impression.strip(' "') or "Not given."))
+        labels.append((f"{name}.nii.gz", *list(row.values())[2:]))
+        metadata.append((f"{name}.nii.gz", 1, 0, f"[{spacing[0]}, {spacing[1]}]", spacing[2]))
+    base = out / "dataset"
+    write_table(base / "radiology_text_reports" / "train_reports.csv", REPORT_COLUMNS, reports)
+    label_names = ("VolumeName", *list(rows[0])[2:])
+    write_table(base / "multi_abnormality_labels" / "train_predicted_labels.csv", label_names, labels)
+    header = ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
+    write_table(base / "metadata" / "train_metadata.csv", header, metadata)
+    return out
+
+
+def _write_volume(source: Path, split_folder: Path, name: str) -> tuple[float, float, float]:
+    image = sitk.ReadImage(str(source))
+    patient, scan = name.rsplit("_", 2)[0], name.rsplit("_", 1)[0]
+    folder = split_folder / patient / scan
+    folder.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(folder / f"{name}.nii.gz"), useCompression=True)
+    x, y, z = image.GetSpacing()
+    return x, y, z
+
+
+def write_table(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    """Write a CSV with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def main() -> int:
+    """Lay the volumes out from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = os.environ.get("MG3D_SHARED", Path(__file__).resolve().parents[2].parent / "shared")
+    parser.add_argument("--shared", type=Path, default=Path(default), help="folder of the shared test data")
+    parser.add_argument("--out", type=Path, required=True, help="CT-RATE root to write")
+    parser.add_argument("--first-report", type=int, default=0, help="row of the report table to start at")
+    options = parser.parse_args()
+    sys.stdout.write(f"{lay_out_real_ct(options.shared, options.out, first_report=options.first_report)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
