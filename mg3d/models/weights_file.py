@@ -100,12 +100,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} is a directory, not a weights file", "name the file inside it")
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist", "check load_path / resume_from")
-    try:
-        verified = verify_sidecar(path)
-        content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path, check_zip=not verified)
-    except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"cannot read {path}: {reason}", "check the file's permissions") from error
+    if not os.access(path, os.R_OK):
+        raise CheckpointError(f"weights file {path} may not be read", "mend its permissions")
+    verified = verify_sidecar(path)
+    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path, check_zip=not verified)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors", "save a state dict")
     return dict(content)
@@ -200,14 +198,14 @@ def _read_torch(path: Path, *, check_zip: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
-    except (CheckpointError, OSError):
+    except CheckpointError:
         raise
-    except Exception as error:  # a damaged pickle can fail in any way
+    except Exception as error:  # damaged content can fail in any way, OSError included
         raise _damaged(path, error) from error
 
 
 def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
-    forbidden = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class|operand)[^\n]*", str(error))
+    forbidden = re.search(r"GLOBAL (\S+)|Unsupported class[^\n]*", str(error))
     if forbidden is None:
         return _damaged(path, error)
     return CheckpointError(

@@ -223,7 +223,8 @@ class SwinEncoder(VisionEncoder):
         self.register_load_state_dict_pre_hook(_drop_index_entries)
 
     def _build_stages(self, patch_merging: str, use_checkpoint: bool, drop_path_rate: float) -> None:
-        rates = torch.linspace(0, drop_path_rate, sum(self.depths)).tolist()
+        blocks = sum(self.depths)
+        rates = [drop_path_rate * index / max(1, blocks - 1) for index in range(blocks)]
         for k, depth in enumerate(self.depths):
             stage = SwinStage(
                 self.stage_channels[k],
