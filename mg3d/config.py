@@ -6,6 +6,7 @@ A key on the command line beats a named config, which beats the default. The com
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 with warnings.catch_warnings():  # sacred asks setuptools for pkg_resources, which announces its own removal
     warnings.simplefilter("ignore")
     from sacred import SETTINGS, Experiment
+    from sacred.config import ConfigDict
 
 from mg3d.config_named import NAMED_CONFIGS
-from mg3d.config_schema import config_defaults, key_table, resolve_config
+from mg3d.config_schema import MG3DConfig, config_defaults, key_table, resolve_config
 
 __all__ = ["ex"]
 
@@ -28,14 +30,21 @@ SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = False
 SETTINGS.DEFAULT_BEAT_INTERVAL = 0
 
 
+class _Keys(ConfigDict):
+    """Keys that every run gets a copy of: Sacred merges into the dictionaries it is given."""
+
+    def __call__(self, fixed: Any = None, preset: Any = None, fallback: Any = None) -> Any:
+        return ConfigDict(copy.deepcopy(self._conf))(fixed, preset, fallback)
+
+
 def _build_experiment() -> Experiment:
     experiment = Experiment("mg3d", save_git_info=False)
     quiet = logging.getLogger("mg3d.sacred")
     quiet.setLevel(logging.CRITICAL)
     experiment.logger = quiet  # type: ignore[assignment]  # Sacred declares it as None
-    experiment.add_config(config_defaults())
+    experiment.configurations.append(_Keys(config_defaults()))
     for name, (meaning, keys) in NAMED_CONFIGS.items():
-        experiment.add_named_config(name, keys)
+        experiment.named_configs[name] = _Keys(keys)
         experiment.named_configs[name].__doc__ = meaning
     return experiment
 
@@ -48,6 +57,12 @@ def check_composed(config: dict[str, Any], command_name: str, logger: logging.Lo
     """Check the composed config before a command starts and hand back the values that follow from others."""
     resolved = resolve_config(config).to_dict()
     return {key: value for key, value in resolved.items() if value != config[key]}
+
+
+@ex.command(unobserved=True)
+def check(_config: dict[str, Any]) -> MG3DConfig:
+    """Check the composed config and end; a bad word is refused with exit code 2."""
+    return resolve_config(copy.deepcopy(_config))
 
 
 @ex.command(unobserved=True)

@@ -19,7 +19,7 @@ from sacred import Experiment
 from sacred.arg_parser import get_config_updates
 
 from mg3d.config_named import NAMED_CONFIGS
-from mg3d.config_schema import config_defaults
+from mg3d.config_schema import MG3DConfig, config_defaults
 from mg3d.config_status import (
     DEAD_KEYS,
     LATER_KEYS,
@@ -30,12 +30,13 @@ from mg3d.config_status import (
 from mg3d.config_types import suggest
 from mg3d.errors import ConfigError, MG3DError
 
-__all__ = ["Request", "parse_command_line", "refusal_text", "run_request"]
+__all__ = ["Request", "compose_config", "parse_command_line", "refusal_text", "run_request"]
 
 _HELP = """MG-3D pre-training
 
   python main.py with [NAMED_CONFIG ...] [KEY=VALUE ...]   train, resume or test
   python main.py print_config with ...                     the composed config
+  python main.py check with ...                            only check the config
   python main.py print_keys                                every key, its default, allowed values and meaning
   python main.py print_named_configs                       every named config
 
@@ -98,6 +99,16 @@ def run_request(experiment: Experiment, request: Request) -> Any:
     options = {key: value for key, value in request.options.items() if key.startswith("-")} | {"--force": True}
     run = experiment.run(request.command, request.updates, request.named, {}, {}, options)
     return run.result
+
+
+def compose_config(experiment: Experiment, words: Sequence[str]) -> MG3DConfig:
+    """The checked config of named configs and KEY=VALUE words, composed by Sacred without starting anything.
+
+    Raises:
+        ConfigError: a word is unknown, dead, planned, or of the wrong type or range.
+    """
+    config: MG3DConfig = run_request(experiment, parse_command_line(experiment, ["check", "with", *words]))
+    return config
 
 
 def refusal_text(error: MG3DError, max_lines: int = 5) -> str:

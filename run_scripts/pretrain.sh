@@ -14,7 +14,7 @@ names=" ${words[*]%%=*} "
 # pretrain_multi_gpus.sh sources this file and sets two arrays: what starts the processes, and its own words.
 [[ -v launcher[@] ]] || launcher=(python) extra=()
 words+=("${extra[@]}")
-python main.py print_config with "${words[@]}" >/dev/null # a bad word is refused once, before anything starts
+python main.py check with "${words[@]}" # a bad word is refused once, before anything starts
 if [[ "$names" == *" demo "* ]]; then
   studies=data/phantom arrows=data/phantom_arrows
   [[ -f "$studies/manifest.json" ]] || python -m mg3d.phantoms --out "$studies"
