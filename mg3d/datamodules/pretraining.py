@@ -38,7 +38,6 @@ class MG3DDataModule(pl.LightningDataModule):
         self.cfg = cfg
         self._tokenizer = tokenizer
         self._datasets: dict[str, ConcatReports] = {}
-        self._train_loader: StatefulLoader | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -66,25 +65,25 @@ class MG3DDataModule(pl.LightningDataModule):
             _LOG.info("%s: %r", split, self._datasets[split])
         return self._datasets[split]
 
-    def steps_per_epoch(self) -> int:
-        """Batches of one process in a training epoch."""
-        return len(self._sampler("train", shuffle=True))
+    def batches_per_epoch(self, world_size: int = 1) -> int:
+        """Batches of one process in a training epoch of ``world_size`` processes; needs no trainer."""
+        return len(self._sampler("train", shuffle=True, rank=0, world_size=world_size))
 
     def train_dataloader(self) -> StatefulLoader:
-        """Return the shuffled, resumable training loader (one object for the run)."""
-        if self._train_loader is None:
-            self._train_loader = self._loader("train", self._sampler("train", shuffle=True))
+        """Return the shuffled, resumable training loader of this process."""
+        loader = self._loader("train", self._sampler("train", shuffle=True, **self._processes()))
         if self.trainer is not None:
-            self._train_loader.progress = finished_batches(self.trainer)
-        return self._train_loader
+            loader.progress = finished_batches(self.trainer)
+        return loader
 
     def val_dataloader(self) -> StatefulLoader:
-        """Return the validation loader: file order, no study twice."""
-        return self._loader("val", self._sampler("val", shuffle=False))
+        """Return the validation loader of this process: file order, no study twice."""
+        return self._loader("val", self._sampler("val", shuffle=False, **self._processes()))
 
     def test_dataloader(self) -> StatefulLoader:
-        """Return the loader of the evaluated split (``eval_split``): file order, no study twice."""
-        return self._loader(self.cfg.eval_split, self._sampler(self.cfg.eval_split, shuffle=False))
+        """Return the loader of the evaluated split (``eval_split``) of this process: file order, no study twice."""
+        split = self.cfg.eval_split
+        return self._loader(split, self._sampler(split, shuffle=False, **self._processes()))
 
     def complete_dataloader(self, split: str) -> StatefulLoader:
         """Return a loader of every study of a split in file order, not divided among processes: for evaluation."""
@@ -92,17 +91,22 @@ class MG3DDataModule(pl.LightningDataModule):
         sampler = EpochBatchSampler(rows, self.cfg.per_gpu_batchsize, shuffle=False, drop_last=False)
         return self._loader(split, sampler)
 
-    def _sampler(self, split: str, *, shuffle: bool) -> EpochBatchSampler:
+    def _processes(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def _sampler(self, split: str, *, shuffle: bool, rank: int, world_size: int) -> EpochBatchSampler:
         num_rows = len(self.dataset(split))
-        rows = seeded_subset(num_rows, self.cfg.data_frac, self.cfg.seed) if split == "train" else np.arange(num_rows)
+        rows = seeded_subset(num_rows, self.cfg.data_frac, self.cfg.seed) if shuffle else np.arange(num_rows)
         return EpochBatchSampler(
             rows,
             self.cfg.per_gpu_batchsize,
             seed=self.cfg.seed,
             shuffle=shuffle,
             drop_last=shuffle,
-            rank=self.trainer.global_rank if self.trainer is not None else 0,
-            world_size=self.trainer.world_size if self.trainer is not None else 1,
+            rank=rank,
+            world_size=world_size,
         )
 
     def _loader(self, split: str, sampler: EpochBatchSampler) -> StatefulLoader:
