@@ -130,6 +130,7 @@ class CtRateReader:
         except DataError as problem:
             raise DataError(problem.message, problem.remedy, path=str(case.source[0])) from problem
         spacing_xyz, warnings = choose_spacing(raw, case)
+        warnings.extend(raw.warnings)
         if not scale.plausible:
             warnings.append("values do not look like a chest CT in HU")
         air = (WINDOW_HU[0] - scale.intercept) / scale.slope

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from isal import igzip, igzip_lib
+from isal import igzip, igzip_lib, isal_zlib
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
@@ -22,6 +22,7 @@ from mg3d.errors import DataError
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_MAX_RATIO = 1032  # deflate cannot expand further
 MAX_TRAILING_BYTES = 1024
+CHUNK_BYTES = 1 << 22
 MAX_VOXEL_OFFSET = 1 << 24
 MIN_VOXELS_PER_AXIS = 4
 SPACING_RANGE_MM = (0.05, 20.0)
@@ -41,6 +42,7 @@ class RawVolume:
         slope: header scale, 1 when absent.
         intercept: header offset, 0 when absent.
         oriented: False when the header says nothing about directions.
+        warnings: oddities a person should look at.
     """
 
     voxels_xyz: np.ndarray
@@ -49,6 +51,7 @@ class RawVolume:
     slope: float
     intercept: float
     oriented: bool
+    warnings: tuple[str, ...] = ()
 
 
 def read_nifti(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
@@ -68,7 +71,7 @@ def read_nifti(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
         with _open_stream(path) as stream:
             header = _read_header(stream, path)
             shape, dtype = _checked_layout(header, path, max_volume_gib)
-            voxels = _read_voxels(stream, header, shape, dtype, path)
+            voxels, checked = _read_voxels(stream, header, shape, dtype, path)
     except (EOFError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile) as problem:
         raise DataError(f"damaged or truncated gzip data ({problem})", DOWNLOAD_AGAIN, path=str(path)) from problem
     except OSError as problem:
@@ -76,7 +79,8 @@ def read_nifti(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
     slope, intercept = _header_scaling(header, path)
     affine = _checked_affine(header, path)
     oriented = bool(int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0)
-    return RawVolume(voxels, affine, _checked_spacing(header, affine, path), slope, intercept, oriented)
+    warnings = () if checked else ("the gzip checksum is missing: the voxels could not be verified",)
+    return RawVolume(voxels, affine, _checked_spacing(header, affine, path), slope, intercept, oriented, warnings)
 
 
 def _open_stream(path: Path) -> IO[bytes]:
@@ -141,7 +145,7 @@ def _checked_layout(header: Nifti1Header, path: Path, max_gib: float) -> tuple[t
 
 def _read_voxels(
     stream: IO[bytes], header: Nifti1Header, shape: tuple[int, int, int], dtype: np.dtype[Any], path: Path
-) -> np.ndarray:
+) -> tuple[np.ndarray, bool]:
     gap = int(header["vox_offset"]) - int(header["sizeof_hdr"])
     if not 0 <= gap <= MAX_VOXEL_OFFSET:
         raise DataError(f"impossible voxel offset {header['vox_offset']}", DOWNLOAD_AGAIN, path=str(path))
@@ -150,20 +154,51 @@ def _read_voxels(
     filled = _fill(stream, buffer.data)
     if filled < buffer.size:
         raise DataError(f"holds {filled} of {buffer.size} voxel bytes", DOWNLOAD_AGAIN, path=str(path))
-    # reading on to the end of the stream is what makes the decompressor verify its checksum
-    if len(stream.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:
-        raise DataError("more data than the header says", DOWNLOAD_AGAIN, path=str(path))
+    checked = _check_end(stream, path)
     voxels = buffer.view(dtype)
     if not dtype.isnative:
         voxels = voxels.byteswap(inplace=True).view(dtype.newbyteorder("="))
-    return voxels.reshape(shape, order="F")
+    return voxels.reshape(shape, order="F"), checked
+
+
+def _check_end(stream: IO[bytes], path: Path) -> bool:
+    """Read on to the end of the stream: that is what makes the decompressor verify its checksum.
+
+    Returns False for a file whose compressed data is complete but whose eight-byte trailer was never written.
+    """
+    try:
+        rest = stream.read(MAX_TRAILING_BYTES + 1)
+    except EOFError:
+        if _deflate_complete(path):
+            return False
+        raise
+    if len(rest) > MAX_TRAILING_BYTES:
+        raise DataError("more data than the header says", DOWNLOAD_AGAIN, path=str(path))
+    return True
+
+
+def _deflate_complete(path: Path) -> bool:
+    with path.open("rb") as stream:
+        flags = stream.read(10)[3]
+        if flags & 4:
+            stream.read(int.from_bytes(stream.read(2), "little"))
+        for text_flag in (8, 16):
+            while flags & text_flag and stream.read(1) not in (b"\0", b""):
+                pass
+        stream.read(2 if flags & 2 else 0)
+        decoder = isal_zlib.decompressobj(wbits=-15)
+        pending = stream.read(CHUNK_BYTES)
+        while pending and not decoder.eof:
+            decoder.decompress(pending, CHUNK_BYTES)
+            pending = decoder.unconsumed_tail or stream.read(CHUNK_BYTES)
+        return bool(decoder.eof)
 
 
 def _fill(stream: IO[bytes], view: memoryview) -> int:
     filled = 0
     reader: Any = stream
     while filled < len(view):
-        count = reader.readinto(view[filled : filled + (1 << 22)])
+        count = reader.readinto(view[filled : filled + CHUNK_BYTES])
         if not count:
             break
         filled += count

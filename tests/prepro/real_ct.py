@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-import SimpleITK as sitk
+import SimpleITK
 
 REAL_VOLUMES = (
     "lidc_0314_chest_2mm.nii.gz",
@@ -28,7 +28,7 @@ REPORT_COLUMNS = ("VolumeName", "ClinicalInformation_EN", "Technique_EN", "Findi
 
 
 def lay_out_real_ct(shared: Path, out: Path, volumes: tuple[str, ...] = REAL_VOLUMES, first_report: int = 0) -> Path:
-    """Write the volumes as NIfTI with real report text and labels, all in the official training split.
+    """Write the volumes as NIfTI with real report text and labels; the last one is the official validation split.
 
     The reports belong to other patients: the pairs are good for trying the pipeline, not for learning medicine.
 
@@ -43,29 +43,35 @@ def lay_out_real_ct(shared: Path, out: Path, volumes: tuple[str, ...] = REAL_VOL
     """
     with (shared / "data" / REPORTS).open(encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))[first_report : first_report + len(volumes)]
+    for split, long_name, part in (("train", "train", slice(None, -1)), ("valid", "validation", slice(-1, None))):
+        _write_split(shared, out / "dataset", split, long_name, volumes[part], rows[part])
+    return out
+
+
+def _write_split(
+    shared: Path, base: Path, split: str, long_name: str, volumes: tuple[str, ...], rows: list[dict[str, str]]
+) -> None:
     reports, labels, metadata = [], [], []
     for number, (file, row) in enumerate(zip(volumes, rows, strict=True), start=1):
-        name = f"train_{number}_a_1"
-        spacing = _write_volume(shared / "data" / "ct" / file, out / "dataset" / "train", name)
+        name = f"{split}_{number}_a_1"
+        spacing = _write_volume(shared / "data" / "ct" / file, base / split, name)
         findings, _, impression = row["report_text"].partition('"')
         reports.append((f"{name}.nii.gz", "", "", findings.strip(), impression.strip(' "') or "Not given."))
         labels.append((f"{name}.nii.gz", *list(row.values())[2:]))
         metadata.append((f"{name}.nii.gz", 1, 0, f"[{spacing[0]}, {spacing[1]}]", spacing[2]))
-    base = out / "dataset"
-    write_table(base / "radiology_text_reports" / "train_reports.csv", REPORT_COLUMNS, reports)
+    write_table(base / "radiology_text_reports" / f"{long_name}_reports.csv", REPORT_COLUMNS, reports)
     label_names = ("VolumeName", *list(rows[0])[2:])
-    write_table(base / "multi_abnormality_labels" / "train_predicted_labels.csv", label_names, labels)
+    write_table(base / "multi_abnormality_labels" / f"{split}_predicted_labels.csv", label_names, labels)
     header = ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
-    write_table(base / "metadata" / "train_metadata.csv", header, metadata)
-    return out
+    write_table(base / "metadata" / f"{long_name}_metadata.csv", header, metadata)
 
 
 def _write_volume(source: Path, split_folder: Path, name: str) -> tuple[float, float, float]:
-    image = sitk.ReadImage(str(source))
+    image = SimpleITK.ReadImage(str(source))
     patient, scan = name.rsplit("_", 2)[0], name.rsplit("_", 1)[0]
     folder = split_folder / patient / scan
     folder.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(folder / f"{name}.nii.gz"), useCompression=True)
+    SimpleITK.WriteImage(image, str(folder / f"{name}.nii.gz"), useCompression=True)
     x, y, z = image.GetSpacing()
     return x, y, z
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 from prepro_builders import chest, save_nifti
 from safetensors.numpy import load_file
 
@@ -109,19 +109,19 @@ def test_interpolation_rows_sum_to_one() -> None:
 
 def test_rotated_grid_comes_back_and_a_turned_header_does_not(shared_dir: Path, tmp_path: Path) -> None:
     folder = shared_dir / "data" / "ct"
-    image = sitk.ReadImage(str(folder / "cip_ct-64.nrrd"))
+    image = SimpleITK.ReadImage(str(folder / "cip_ct-64.nrrd"))
     angle = np.radians(20)
-    turned = sitk.Image(image.GetSize(), sitk.sitkInt16)
+    turned = SimpleITK.Image(image.GetSize(), SimpleITK.sitkInt16)
     turned.SetSpacing(image.GetSpacing())
     direction = [np.cos(angle), -np.sin(angle), 0, np.sin(angle), np.cos(angle), 0, 0, 0, 1]
     centre = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
     half = (np.array(image.GetSize()) - 1) / 2 * image.GetSpacing()
     turned.SetDirection(direction)
     turned.SetOrigin((centre - np.array(direction).reshape(3, 3) @ half).tolist())
-    rotated = sitk.Resample(image, turned, sitk.Transform(), sitk.sitkLinear, -1000)
-    sitk.WriteImage(rotated, str(tmp_path / "rotated.nii.gz"))
+    rotated = SimpleITK.Resample(image, turned, SimpleITK.Transform(), SimpleITK.sitkLinear, -1000)
+    SimpleITK.WriteImage(rotated, str(tmp_path / "rotated.nii.gz"))
     volume, spacing = _canonical(tmp_path / "rotated.nii.gz")
-    wanted = sitk.GetArrayFromImage(image).astype(np.float32)
+    wanted = SimpleITK.GetArrayFromImage(image).astype(np.float32)
     assert np.allclose(spacing, image.GetSpacing()[::-1], rtol=1e-4)
     start = [(have - want) // 2 for have, want in zip(volume.shape, wanted.shape, strict=True)]
     back = volume[tuple(slice(s, s + n) for s, n in zip(start, wanted.shape, strict=True))]

@@ -82,6 +82,27 @@ def test_foreign_content_is_named(scan: Path, content: bytes, words: str) -> Non
     assert caught.value.remedy
 
 
+def test_missing_trailer_is_accepted_with_a_warning(scan: Path) -> None:
+    wanted = read_nifti(scan)
+    assert wanted.warnings == ()
+    data = scan.read_bytes()
+    for cut in (8, 4, 1):
+        scan.write_bytes(data[:-cut])
+        raw = read_nifti(scan)
+        np.testing.assert_array_equal(raw.voxels_xyz, wanted.voxels_xyz)
+        assert "checksum is missing" in raw.warnings[0]
+    scan.write_bytes(data[:-9])
+    with pytest.raises(DataError):
+        read_nifti(scan)
+
+
+def test_several_gzip_members_are_one_file(scan: Path) -> None:
+    wanted = read_nifti(scan).voxels_xyz
+    data = gzip.decompress(scan.read_bytes())
+    scan.write_bytes(gzip.compress(data[:1000]) + gzip.compress(data[1000:]))
+    np.testing.assert_array_equal(read_nifti(scan).voxels_xyz, wanted)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not found"):
         read_nifti(tmp_path / "none.nii.gz")
