@@ -179,16 +179,20 @@ def _check_key(path: str, text: str) -> None:
     """Refuse a key that is not live; ``a.b`` reaches into keys that are dictionaries."""
     root, _, inner = path.partition(".")
     defaults = config_defaults()
-    if root in DEAD_KEYS:
-        raise ConfigError(f"{path}={text}: this key has no effect in the published code", DEAD_KEYS[root])
-    if root in LATER_KEYS:
-        raise ConfigError(
-            f"{path}={text}: planned for a later round, with {LATER_KEYS[root]}", f"leave {root} out for now"
-        )
+    if root in DEAD_KEYS or root in LATER_KEYS:
+        raise _not_live(root, f"{path}={text}")
     if root not in defaults:
         raise _unknown_key(path, text, list(defaults))
     if inner and not isinstance(defaults[root], dict):
         raise ConfigError(f"{path}={text}: {root} has no parts", f"write {root}={text}")
+
+
+def _not_live(name: str, given: str, allowed: str = "") -> ConfigError:
+    if name in DEAD_KEYS:
+        return ConfigError(f"{given}: this key has no effect in the published code{allowed}", DEAD_KEYS[name])
+    return ConfigError(
+        f"{given}: planned for a later round, with {LATER_KEYS[name]}{allowed}", f"leave {name} out for now"
+    )
 
 
 def _unknown_key(path: str, text: str, keys: list[str]) -> ConfigError:
@@ -238,10 +242,7 @@ def _notices(unused: Sequence[tuple[str, Any]]) -> tuple[str, ...]:
     for name, value in unused:
         only, notice = NO_EFFECT_KEYS[name]
         if only is not None and (isinstance(value, bool) or value != only):
-            raise ConfigError(
-                f"{name}={value!r}: planned for a later round, with {LATER_KEYS[name]}\n  allowed: {only}",
-                f"leave {name} out",
-            )
+            raise _not_live(name, f"{name}={value!r}", f"\n  allowed: {only}")
         if notice:
             notices.append(f"notice: {name}={value}: {notice}")
     return tuple(notices)

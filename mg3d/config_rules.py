@@ -109,11 +109,3 @@ def _check_model(config: MG3DConfig) -> None:
         )
     if not config.tokenizer:
         raise ConfigError("tokenizer is empty", "give a hub id or the local directory of a BERT text encoder")
-    if not config.legacy_unused_modules:
-        for name, default in (("num_heads", 12), ("num_layers", 6), ("mlp_ratio", 4)):
-            if getattr(config, name) != default:
-                raise ConfigError(
-                    f"{name}={getattr(config, name)} sizes modules that the model never uses",
-                    f"leave {name} out, or write legacy_unused_modules=True; fusion depth is num_top_layer, "
-                    "encoder sizes are vision_encoder_options",
-                )

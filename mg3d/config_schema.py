@@ -117,11 +117,6 @@ class MG3DConfig:
         False, "build the text encoder from its config file alone, without weights"
     )
     legacy_unused_modules: bool = setting(False, "build the modules that the published model builds and never uses")
-    num_heads: int = setting(12, "heads of the unused cross layers; only with legacy_unused_modules", low=1)
-    num_layers: int = setting(
-        6, "layer count noted for the unused cross layers; only with legacy_unused_modules", low=1
-    )
-    mlp_ratio: int = setting(4, "MLP ratio of the unused cross layers; only with legacy_unused_modules", low=1)
     load_path: str = setting("", "initial weights (a checkpoint or safetensors file); empty: none", path=True)
 
     # Objectives

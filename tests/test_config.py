@@ -59,7 +59,7 @@ def test_published_pretraining_command_resolves_exactly() -> None:
 def test_published_placeholders_are_accepted() -> None:
     config = compose(
         "task_pretrain_ptunifier devices=[5] vit=ViT-B/16 pseudo_vision_token_pool_size=0 resume_from=None "
-        "pseudo_langauge_token_pool_size=0 num_pseudo_vision_tokens=0 loss_names.vqa=0 precision=16-mixed"
+        "pseudo_langauge_token_pool_size=0 num_pseudo_vision_tokens=0 num_heads=12 loss_names.vqa=0 precision=16-mixed"
     )
     assert config.devices == (5,) and config.resume_from is None and config.precision == 16
     assert set(config.loss_names) == set(LOSSES)
@@ -145,7 +145,6 @@ def test_itm_draws_a_false_image() -> None:
         ({"decay_power": "cosin"}, "cosine"),
         ({"val_check_interval": 1.5}, "integer"),
         ({"hidden_size": 100}, "multiple of 8"),
-        ({"num_heads": 3}, "legacy_unused_modules"),
         ({"image_only": True}, "sen_mlm"),
         ({"loss_names": {"typo": 1}}, "no such objective"),
         ({"loss_names": {"vqa": 1}}, "planned"),
