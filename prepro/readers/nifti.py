@@ -5,14 +5,17 @@ Shape legend: X, Y, Z are the stored array axes, whatever direction they point t
 
 from __future__ import annotations
 
+import io
 import math
+import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from isal import igzip, igzip_lib, isal_zlib
+from isal import igzip, isal_zlib
+from isal.igzip_lib import IsalError
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
@@ -20,6 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 from mg3d.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
+GZIP_TRAILER_BYTES = 8
 GZIP_MAX_RATIO = 1032  # deflate cannot expand further
 MAX_TRAILING_BYTES = 1024
 CHUNK_BYTES = 1 << 22
@@ -28,6 +32,7 @@ MIN_VOXELS_PER_AXIS = 4
 SPACING_RANGE_MM = (0.05, 20.0)
 MAX_ANISOTROPY = 50.0
 DOWNLOAD_AGAIN = "download the file again"
+GZIP_ERRORS: tuple[type[Exception], ...] = (EOFError, zlib.error, IsalError, igzip.BadGzipFile)  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -68,19 +73,60 @@ def read_nifti(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
         DataError: empty, damaged, truncated or foreign file, impossible header, unsupported voxel type.
     """
     try:
-        with _open_stream(path) as stream:
-            header = _read_header(stream, path)
-            shape, dtype = _checked_layout(header, path, max_volume_gib)
-            voxels, checked = _read_voxels(stream, header, shape, dtype, path)
-    except (EOFError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile) as problem:
+        try:
+            return _read(_open_stream(path), path, max_volume_gib)
+        except EOFError:
+            completed = _with_trailer(path)
+            if completed is None:
+                raise
+            raw = _read(completed, path, max_volume_gib)
+            return replace(raw, warnings=("the gzip checksum is missing: the voxels could not be verified",))
+    except GZIP_ERRORS as problem:
         raise DataError(f"damaged or truncated gzip data ({problem})", DOWNLOAD_AGAIN, path=str(path)) from problem
     except OSError as problem:
         raise DataError(f"cannot be read ({problem.strerror or problem})", DOWNLOAD_AGAIN, path=str(path)) from problem
+
+
+def _read(stream: IO[bytes], path: Path, max_volume_gib: float) -> RawVolume:
+    with stream:
+        header = _read_header(stream, path)
+        shape, dtype = _checked_layout(header, path, max_volume_gib)
+        voxels = _read_voxels(stream, header, shape, dtype, path)
     slope, intercept = _header_scaling(header, path)
     affine = _checked_affine(header, path)
     oriented = bool(int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0)
-    warnings = () if checked else ("the gzip checksum is missing: the voxels could not be verified",)
-    return RawVolume(voxels, affine, _checked_spacing(header, affine, path), slope, intercept, oriented, warnings)
+    return RawVolume(voxels, affine, _checked_spacing(header, affine, path), slope, intercept, oriented)
+
+
+def _with_trailer(path: Path) -> IO[bytes] | None:
+    """Complete a file whose compressed data is whole but whose eight-byte trailer was never written.
+
+    Returns None when the data itself is cut short, or when the file is not one gzip member.
+    """
+    data = path.read_bytes()
+    start = _gzip_header_length(data)
+    decoder = isal_zlib.decompressobj(wbits=-15)
+    checksum = size = 0
+    pending = data[start:]
+    while pending and not decoder.eof:
+        piece = decoder.decompress(pending, CHUNK_BYTES)
+        checksum, size = isal_zlib.crc32(piece, checksum), size + len(piece)
+        pending = decoder.unconsumed_tail
+    if not decoder.eof or len(decoder.unused_data) >= GZIP_TRAILER_BYTES:
+        return None
+    whole = data[: len(data) - len(decoder.unused_data)] + struct.pack("<2I", checksum, size & 0xFFFFFFFF)
+    return igzip.IGzipFile(fileobj=io.BytesIO(whole), mode="rb")  # type: ignore[return-value]
+
+
+def _gzip_header_length(data: bytes) -> int:
+    flags = data[3] if len(data) > 3 else 0
+    position = 10
+    if flags & 4:
+        position += 2 + int.from_bytes(data[position : position + 2], "little")
+    for text_flag in (8, 16):
+        if flags & text_flag:
+            position = data.find(b"\0", position) + 1 or len(data)
+    return position + (2 if flags & 2 else 0)
 
 
 def _open_stream(path: Path) -> IO[bytes]:
@@ -145,7 +191,7 @@ def _checked_layout(header: Nifti1Header, path: Path, max_gib: float) -> tuple[t
 
 def _read_voxels(
     stream: IO[bytes], header: Nifti1Header, shape: tuple[int, int, int], dtype: np.dtype[Any], path: Path
-) -> tuple[np.ndarray, bool]:
+) -> np.ndarray:
     gap = int(header["vox_offset"]) - int(header["sizeof_hdr"])
     if not 0 <= gap <= MAX_VOXEL_OFFSET:
         raise DataError(f"impossible voxel offset {header['vox_offset']}", DOWNLOAD_AGAIN, path=str(path))
@@ -154,44 +200,13 @@ def _read_voxels(
     filled = _fill(stream, buffer.data)
     if filled < buffer.size:
         raise DataError(f"holds {filled} of {buffer.size} voxel bytes", DOWNLOAD_AGAIN, path=str(path))
-    checked = _check_end(stream, path)
+    # reading on to the end of the stream is what makes the decompressor verify its checksum
+    if len(stream.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:
+        raise DataError("more data than the header says", DOWNLOAD_AGAIN, path=str(path))
     voxels = buffer.view(dtype)
     if not dtype.isnative:
         voxels = voxels.byteswap(inplace=True).view(dtype.newbyteorder("="))
-    return voxels.reshape(shape, order="F"), checked
-
-
-def _check_end(stream: IO[bytes], path: Path) -> bool:
-    """Read on to the end of the stream: that is what makes the decompressor verify its checksum.
-
-    Returns False for a file whose compressed data is complete but whose eight-byte trailer was never written.
-    """
-    try:
-        rest = stream.read(MAX_TRAILING_BYTES + 1)
-    except EOFError:
-        if _deflate_complete(path):
-            return False
-        raise
-    if len(rest) > MAX_TRAILING_BYTES:
-        raise DataError("more data than the header says", DOWNLOAD_AGAIN, path=str(path))
-    return True
-
-
-def _deflate_complete(path: Path) -> bool:
-    with path.open("rb") as stream:
-        flags = stream.read(10)[3]
-        if flags & 4:
-            stream.read(int.from_bytes(stream.read(2), "little"))
-        for text_flag in (8, 16):
-            while flags & text_flag and stream.read(1) not in (b"\0", b""):
-                pass
-        stream.read(2 if flags & 2 else 0)
-        decoder = isal_zlib.decompressobj(wbits=-15)
-        pending = stream.read(CHUNK_BYTES)
-        while pending and not decoder.eof:
-            decoder.decompress(pending, CHUNK_BYTES)
-            pending = decoder.unconsumed_tail or stream.read(CHUNK_BYTES)
-        return bool(decoder.eof)
+    return voxels.reshape(shape, order="F")
 
 
 def _fill(stream: IO[bytes], view: memoryview) -> int:
