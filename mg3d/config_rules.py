@@ -109,3 +109,8 @@ def _check_model(config: MG3DConfig) -> None:
         )
     if not config.tokenizer:
         raise ConfigError("tokenizer is empty", "give a hub id or the local directory of a BERT text encoder")
+    if config.mlp_ratio != 4 and not config.legacy_unused_modules:
+        raise ConfigError(
+            f"mlp_ratio={config.mlp_ratio} sizes modules that the model never uses",
+            "leave it out, or write legacy_unused_modules=True; encoder sizes are vision_encoder_options",
+        )

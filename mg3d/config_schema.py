@@ -117,6 +117,7 @@ class MG3DConfig:
         False, "build the text encoder from its config file alone, without weights"
     )
     legacy_unused_modules: bool = setting(False, "build the modules that the published model builds and never uses")
+    mlp_ratio: int = setting(4, "MLP width over hidden_size in the unused modules; with legacy_unused_modules", low=1)
     load_path: str = setting("", "initial weights (a checkpoint or safetensors file); empty: none", path=True)
 
     # Objectives

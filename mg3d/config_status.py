@@ -15,7 +15,6 @@ DEAD_KEYS: dict[str, str] = {
     "norm_pix_loss": "leave it out; the target is the image in [0,1], cells are sized by mim_window",
     "num_heads": "leave it out; encoder sizes are vision_encoder_options, fusion depth is num_top_layer",
     "num_layers": "leave it out; fusion depth is num_top_layer, the text encoder's depth is its own",
-    "mlp_ratio": "leave it out; encoder sizes are vision_encoder_options",
     "mim_layer": "leave it out; the last encoder stage is decoded",
 }
 """Keys without any effect in the published code -> what to do instead."""
@@ -45,7 +44,6 @@ NO_EFFECT_KEYS: dict[str, tuple[Any, str]] = {
     "vit": (None, "the 3-D model ignores vit; choose its encoder with vision_encoder"),
     "num_heads": (12, ""),  # sizes of the modules of legacy_unused_modules, which are built as published
     "num_layers": (6, ""),
-    "mlp_ratio": (4, ""),
     "pseudo_vision_token_pool_size": (0, ""),
     "pseudo_langauge_token_pool_size": (0, ""),
     "num_pseudo_vision_tokens": (0, ""),

@@ -145,6 +145,7 @@ def test_itm_draws_a_false_image() -> None:
         ({"decay_power": "cosin"}, "cosine"),
         ({"val_check_interval": 1.5}, "integer"),
         ({"hidden_size": 100}, "multiple of 8"),
+        ({"mlp_ratio": 3}, "legacy_unused_modules"),
         ({"image_only": True}, "sen_mlm"),
         ({"loss_names": {"typo": 1}}, "no such objective"),
         ({"loss_names": {"vqa": 1}}, "planned"),
