@@ -193,7 +193,9 @@ def _as_volume(data: pa.Buffer, shape: Sequence[int], dtype: str, place: str) ->
         raise DataError(
             f"image holds {data.size} bytes, but shape {list(shape)} of {dtype} needs {expected}", _REPACK, path=place
         )
-    return np.frombuffer(data, dtype=IMAGE_DTYPES[dtype]).reshape(shape)
+    volume = np.frombuffer(data, dtype=IMAGE_DTYPES[dtype]).reshape(shape)
+    volume.flags.writeable = False  # the pages are mapped read-only: writing would kill the process
+    return volume
 
 
 def row_text(row: Mapping[str, Any], name: str) -> list[str]:
