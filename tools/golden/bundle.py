@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from tools.golden.compare import exact_ratio, gradient_ratio, output_ratio, parse_gradient_rule, reduce_like
 from tools.golden.index import Entry, GoldenError
+from tools.golden.measure import root_mean_square
 
 FORMS = ("slice", "l2", "mean_std")
 
@@ -34,6 +35,13 @@ def json_leaves(body: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from json_leaves(value, f"{path}/{position}" if path else str(position))
     else:
         yield path, body
+
+
+def value_at(body: Any, path: str) -> Any:
+    """The part of a JSON body at keys and positions joined by slashes."""
+    for key in path.split("/"):
+        body = body[int(key)] if isinstance(body, list) else body[key]
+    return body
 
 
 class Bundle:
@@ -179,6 +187,47 @@ class Bundle:
             if column != leaf:
                 multiplier = 1.0 if column == "base" else float(column.removeprefix("x"))
                 self.check_json(entry, leaf, base_lr * multiplier * factor, atol=0.0)
+
+    def check_json_norms(self, entry: Entry, path: str, norms: Mapping[str, float]) -> None:
+        """Compare stored gradient norms by parameter name; a computed zero may be left out of ``norms``."""
+        rule = parse_gradient_rule(entry.grad_rule)
+        stored = dict(json_leaves(value_at(entry.body, path), path))
+        largest = max(stored.values(), default=0.0)
+        for leaf, value in stored.items():
+            mine = torch.tensor(norms.get(leaf.removeprefix(f"{path}/"), 0.0))
+            tolerance = (rule.norm_rtol, entry.tolerance["atol"], largest, rule)
+            self.tallies[entry.name].compared[leaf] = gradient_ratio(mine, torch.tensor(value), *tolerance)
+
+    def check_json_steps(
+        self,
+        entry: Entry,
+        path: str,
+        ranges: Mapping[str, tuple[float, float]],
+        gradients: str,
+        sizes: Mapping[str, int],
+    ) -> None:
+        """Compare the norms of one optimiser step where the gradient is large enough for the rule.
+
+        Args:
+            entry: the JSON entry.
+            path: where the stored norms are.
+            ranges: parameter name -> lowest and highest norm of its change; the stored one must lie between them.
+            gradients: where the norms of the gradients are.
+            sizes: parameter name -> number of its entries.
+        """
+        rule = parse_gradient_rule(entry.grad_rule)
+        norms = value_at(entry.body, gradients)
+        for name, stored in value_at(entry.body, path).items():
+            leaf = f"{path}/{name}"
+            if root_mean_square(norms.get(name, 0.0), sizes.get(name, 1)) < rule.step_floor:
+                self.excuse_json(entry, leaf)
+                continue
+            lowest, highest = ranges.get(name, (math.inf, math.inf))
+            self.check_json(entry, leaf, min(max(stored, lowest), highest), rtol=rule.norm_rtol)
+
+    def step_floor(self, entry: Entry) -> float:
+        """Gradient entry below which the file's rule takes an optimiser step as undetermined."""
+        return parse_gradient_rule(entry.grad_rule).step_floor
 
     def excuse_json(self, entry: Entry, path: str) -> None:
         """Mark a JSON value the file's own rule says is not to be compared."""

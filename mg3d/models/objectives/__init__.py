@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mg3d.errors import ConfigError
@@ -81,8 +82,16 @@ def create_objective(name: str, options: NetworkOptions) -> Objective:
     return objective_class(name)(options)
 
 
-def objective_components(
-    name: str, options: NetworkOptions, image_width: int, text_width: int
-) -> dict[str, nn.Module]:
+def objective_components(name: str, options: NetworkOptions, image_width: int, text_width: int) -> dict[str, nn.Module]:
     """Modules of an objective, see :meth:`Objective.components`; raises as :func:`objective_class`."""
     return objective_class(name).components(options, image_width, text_width)
+
+
+def weighted_total(terms: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, float]) -> Tensor:
+    """Sum of every objective's loss times its weight (spec section 9).
+
+    Args:
+        terms: objective name -> its terms, as the network returns them.
+        weights: objective name -> weight.
+    """
+    return torch.stack([weights[name] * found[f"{name}_loss"] for name, found in terms.items()]).sum()

@@ -17,8 +17,8 @@ def _batches(bundle: Bundle, prefix: str) -> list[tuple[torch.Tensor, torch.Tens
 def _start(bundle: Bundle, prefix: str, buffer: str, steps: int) -> torch.Tensor:
     """Content before the first enqueue.
 
-    A recording that kept a view of the live buffer shows the last state as "init"; rows the first batch does not write are
-    then known from the first snapshot, and the others do not matter.
+    A recording that kept a view of the live buffer shows the last state as "init"; rows the first batch does not write
+    are then known from the first snapshot, and the others do not matter.
     """
     recorded = bundle.read(f"{prefix}.init.{buffer}")
     if torch.equal(recorded, bundle.peek(f"{prefix}.after{range(steps)[-1]}.{buffer}")):

@@ -7,10 +7,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import torch
 
 from mg3d.datasets.arrow_schema import check_schema
-from mg3d.datasets.collate import stack_padded
+from mg3d.datasets.collate import collate_reports, mask_reference, pad_stack
 from mg3d.datasets.report_text import (
     encode_report,
     prepare_sections,
@@ -18,7 +17,7 @@ from mg3d.datasets.report_text import (
     wordpiece_tokenizer_from_vocab,
 )
 from mg3d.datasets.sentence_splitter import split_into_sentences
-from mg3d.datasets.whole_word_mask import IGNORED, WholeWordMasker
+from mg3d.datasets.whole_word_mask import WholeWordMasker
 from prepro.splits import positional_split
 from tools.golden.bundle import Bundle
 from tools.golden.index import Entry
@@ -123,19 +122,15 @@ def collation(bundle: Bundle) -> None:
     entry = bundle.bodies()[0]
     size = len(bundle.peek("text_ids"))
     encoded = [_encoded(entry, case, bundle.options["fragment_separator"]) for case in entry.body["cases"][:size]]
-    images = [bundle.read(f"in.image.{position}").numpy() for position in range(size)]
-    bundle.check("image", stack_padded(images))
-    ids = torch.stack([torch.as_tensor(each.input_ids) for each in encoded])
-    bundle.check("text_ids", ids)
-    bundle.check("text_labels", torch.full_like(ids, IGNORED))
-    bundle.check("text_masks", torch.stack([torch.as_tensor(each.attention_mask) for each in encoded]))
+    bundle.check("image", pad_stack([bundle.read(f"in.image.{position}") for position in range(size)]))
+    batch = collate_reports(encoded)
     masker = WholeWordMasker(_tokenizer(entry), bundle.config["mlm_probability"])
-    generator = torch.Generator().manual_seed(bundle.config["torch_seed"])
-    masked, labels = masker.mask(ids, random.Random(bundle.config["python_seed"]), generator)
-    bundle.check("text_ids_mlm", masked)
-    bundle.check("text_labels_mlm", labels)
-    for position, each in enumerate(encoded):
-        bundle.check(f"sentence_index.{position}", torch.as_tensor(each.sentence_index))
+    seeds = (bundle.config["python_seed"], bundle.config["torch_seed"])
+    batch |= mask_reference(masker, batch["text_ids"], *seeds)
+    for name in ("text_ids", "text_labels", "text_masks", "text_ids_mlm", "text_labels_mlm"):
+        bundle.check(name, batch[name])
+    for position, row in enumerate(batch["sentence_index"]):
+        bundle.check(f"sentence_index.{position}", row)
 
 
 def whole_word_masking(bundle: Bundle) -> None:
