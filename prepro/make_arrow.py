@@ -66,12 +66,14 @@ class PackSummary:
         rows: rows per split.
         excluded: scans left out for a stated reason before reading.
         failed: scans that could not be read.
+        warned: packed scans with a warning in the manifest.
         files: arrow file per split.
     """
 
     rows: dict[str, int]
     excluded: int
     failed: int
+    warned: int
     files: dict[str, str]
 
 
@@ -174,7 +176,8 @@ def pack(reader: Reader, cases: list[Case], exclusions: list[Exclusion], options
             writer.discard()
     rows = {split: writer.rows for split, writer in writers.items()}
     files = {split: str(writer.path) for split, writer in writers.items()}
-    return PackSummary(rows, len(exclusions), len(log.failures), files)
+    warned = sum(bool(row["warnings"]) for _, row in log.all_rows())
+    return PackSummary(rows, len(exclusions), len(log.failures), warned, files)
 
 
 @dataclass

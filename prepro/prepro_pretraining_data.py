@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         config=config | {"notes": found.notes, "patients_in_two_splits": len(patients)},
     )
     summary = pack(reader, cases, found.exclusions + unused, pack_options)
-    counts = {"excluded": summary.excluded, "failed": summary.failed}
+    counts = {"excluded": summary.excluded, "failed": summary.failed, "warned": summary.warned}
     return {"corpus": reader.corpus, "rows": summary.rows, **counts, "out": str(options.out)}
 
 

@@ -18,6 +18,7 @@ from prepro.readers.base import Case, CaseList, Exclusion
 SPLITS = ("train", "val", "test")
 PROTOCOLS = ("clean", "reference")
 VAL_FRACTIONS = {"clm_ct_rate": 0.02, "clm_chest_ctrg": 0.10}
+HELD_OUT = {"clm_ct_rate": "valid", "clm_chest_ctrg": "test"}
 MAX_LISTED_PAIRS = 3
 
 
@@ -40,7 +41,7 @@ def assign_splits(
     if protocol == "reference":
         rule = _ct_rate_reference if corpus == "clm_ct_rate" else _positional(found.entries)
     elif any(case.origin for case in found.cases):
-        rule = _held_out(found.cases, seed, fraction)
+        rule = _held_out(found.cases, HELD_OUT[corpus], seed, fraction)
     else:
         rule = _positional(found.entries)
     cases = [replace(case, splits=rule(case)) for case in found.cases]
@@ -145,12 +146,11 @@ def _ct_rate_reference(case: Case) -> tuple[str, ...]:
     return ("train",) if case.origin == "train" else ("val", "test")
 
 
-def _held_out(cases: list[Case], seed: int, fraction: float) -> Rule:
+def _held_out(cases: list[Case], held_out: str, seed: int, fraction: float) -> Rule:
     drawn = draw_patients((case.patient_id for case in cases if case.origin == "train"), fraction, seed)
-    held_out = ("valid", "test")
 
     def rule(case: Case) -> tuple[str, ...]:
-        if case.origin in held_out:
+        if case.origin == held_out:
             return ("test",)
         if case.origin != "train":
             return ()

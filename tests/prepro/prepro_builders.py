@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +15,7 @@ from real_ct import REPORT_COLUMNS, write_table
 
 from mg3d.datasets.labels import CT_RATE_LABELS
 from prepro.geometry import Geometry
+from prepro.readers.base import Case, CaseList, PackedImage
 
 SMALL = Geometry(size=(8, 6, 8), target_spacing_mm=None)
 FINDINGS = "Trachea, both main bronchi are open. No pleural effusion was detected."
@@ -103,3 +106,18 @@ def ctrg_tree(root: Path, train: int = 10, test: int = 3, suffix: str = "png") -
     annotation = root / "annotation.json"
     annotation.write_text(json.dumps(groups))
     return annotation
+
+
+class KilledReader:
+    """A reader whose process dies on the first scan, as the out-of-memory killer does it."""
+
+    corpus = "clm_ct_rate"
+    label_names = CT_RATE_LABELS
+    window = "[-1000,1000]"
+
+    def find_cases(self) -> CaseList:
+        return CaseList()
+
+    def load(self, case: Case) -> PackedImage:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("not reached")

@@ -12,15 +12,28 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from prepro_builders import FINDINGS, IMPRESSION, SMALL, chest, ct_rate_tree, ctrg_tree, save_nifti, slices_of
+from prepro_builders import (
+    FINDINGS,
+    IMPRESSION,
+    SMALL,
+    KilledReader,
+    chest,
+    ct_rate_tree,
+    ctrg_tree,
+    save_nifti,
+    slices_of,
+)
 from real_ct import lay_out_real_ct, write_table
 
 from mg3d.datasets.arrow_schema import check_schema, row_checksum
+from mg3d.datasets.arrow_table import ArrowTable
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.datasets.volume import ctrg_stack
-from mg3d.errors import DataError
+from mg3d.errors import DataError, EnvironmentProblem, RunFailedError
 from prepro.geometry import Geometry
+from prepro.make_arrow import PackOptions, pack
 from prepro.prepro_pretraining_data import main
+from prepro.readers.base import Case
 from prepro.readers.ctrg import CtrgReader
 
 SIZE = ["--image-size", "8", "6", "8", "--target-spacing", "none"]
@@ -77,6 +90,31 @@ def test_ct_rate_rows_hold_everything(tmp_path: Path, capsys: pytest.CaptureFixt
     assert 0 < np.mean(hu > -100) < 1
     stored = np.array([20, 26, 30]) * [3.0, 2.5, 2.0] * np.array([17 / 20, 17 / 26, 26 / 30]) / [8, 6, 8]
     np.testing.assert_allclose(row["spacing_mm"], stored, rtol=1e-6)
+
+
+def test_the_training_reader_accepts_every_row(tmp_path: Path) -> None:
+    _ct_rate(ct_rate_tree(tmp_path / "raw"), tmp_path / "out")
+    _ctrg(ctrg_tree(tmp_path / "ctrg"), tmp_path / "out")
+    for corpus, dtype in (("clm_ct_rate", np.int16), ("clm_chest_ctrg", np.uint8)):
+        table = ArrowTable([tmp_path / "out" / f"{corpus}_{split}.arrow" for split in ("train", "val", "test")])
+        rows = [table.row(index) for index in range(len(table))]
+        assert {row["split"] for row in rows} == {"train", "val", "test"}
+        assert {np.asarray(row["image"]).dtype for row in rows} == {np.dtype(dtype)}
+        assert table.metadata["mg3d.axis_order"] == "DHW=LPS(z,y,x)"
+
+
+def test_a_killed_worker_is_a_failed_run_that_writes_nothing(tmp_path: Path) -> None:
+    case = Case("train_1_a_1", "train_1", "train", (tmp_path / "a.nii.gz",), FINDINGS, IMPRESSION, splits=("train",))
+    with pytest.raises(RunFailedError, match="killed near case train_1_a_1"):
+        pack(KilledReader(), [case, case], [], PackOptions(tmp_path / "out", SMALL, workers=2))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_refused_before_reading(tmp_path: Path) -> None:
+    case = Case("a", "a", "train", (tmp_path / "a.nii.gz",), FINDINGS, IMPRESSION, splits=("train",))
+    huge = Geometry(size=(100_000, 100_000, 100_000))
+    with pytest.raises(EnvironmentProblem, match="GiB free"):
+        pack(KilledReader(), [case], [], PackOptions(tmp_path / "out", huge))
 
 
 def test_both_releases_and_all_orientations_give_the_same_rows(tmp_path: Path) -> None:
@@ -176,11 +214,12 @@ def test_labels_and_metadata_are_optional(tmp_path: Path) -> None:
     assert _rows(tmp_path / "out" / "clm_ct_rate_test.arrow")[0]["labels"] == [-1] * 18
 
 
-def test_spacing_disagreement_is_a_recorded_warning(tmp_path: Path) -> None:
+def test_spacing_disagreement_is_a_recorded_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ct_rate_tree(tmp_path / "raw", train=2, valid=1)
     path = root / "dataset" / "metadata" / "train_metadata.csv"
     path.write_text(path.read_text().replace("3.0", "1.0"))
     _ct_rate(root, tmp_path / "out")
+    assert json.loads(capsys.readouterr().out)["warned"] == 2
     assert "the header is used" in _manifest(tmp_path / "out", "clm_ct_rate_train")["cases"][0]["warnings"][0]
 
 
