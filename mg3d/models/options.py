@@ -12,7 +12,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "image_feature_reuse": ("encoder", "projected_reference"),
     "contrastive_gather": ("global", "local", "published_reference"),
     "memory_queue": ("none", "moco", "xbm"),
-    "itc_text_source": ("sentences", "lone_sentences"),
+    "itc_text_source": ("report", "sentence"),
 }
 
 
@@ -42,7 +42,7 @@ class NetworkOptions:
         memory_queue: ``none`` | ``moco`` | ``xbm``, extra negatives from earlier batches.
         memory_queue_size: keys kept per queue.
         itc_embed_dim: width of the shared space of the dual-encoder objective.
-        itc_text_source: ``sentences`` averages the report's contextual tokens over each sentence, ``lone_sentences``
+        itc_text_source: ``report`` averages the report's contextual tokens over each sentence, ``sentence``
             encodes every sentence on its own, as a prompt is.
         mlp_ratio: width of the never-run layers' MLP over C; only with ``legacy_unused_modules``.
         legacy_unused_modules: also build the modules that published checkpoints hold but never run.
@@ -69,7 +69,7 @@ class NetworkOptions:
     memory_queue: str = "none"
     memory_queue_size: int = 32
     itc_embed_dim: int = 256
-    itc_text_source: str = "sentences"
+    itc_text_source: str = "report"
     mlp_ratio: int = 4
     legacy_unused_modules: bool = False
 

@@ -128,7 +128,7 @@ class ImageTextContrast:
 
     def report_sentences(self, net: MG3DNetwork, encoded: EncodedBatch, batch: Mapping[str, Any]) -> SentenceSet:
         """Sentence features [B, S, E] of the batch's reports by ``itc_text_source``, and their mask [B, S]."""
-        if self.options.itc_text_source == "lone_sentences":
+        if self.options.itc_text_source == "sentence":
             sentences, mask = lone_sentences(net, batch["sen_txt_ids"], batch["sen_txt_masks"])
             return sentences, mask & encoded.has_text[:, None]
         return sentence_gather(encoded.text_hidden, encoded.sentence_index)

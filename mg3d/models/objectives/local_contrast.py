@@ -95,6 +95,7 @@ class LocalContrast:
         self, net: MG3DNetwork, gated_BSC: Tensor, mask_BS: Tensor, image_BC: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gate every sentence by the image and pool them to a new image vector, once a layer (spec 8.C.6)."""
+        layer: Any  # an UnidirectionalCrossAttention; the list only knows nn.Module
         for layer in net.agg_img_cross_attention:
             gated_BSC, _ = layer.gate_each(gated_BSC, image_BC.unsqueeze(1), mask_BS)
             image_BC = net.multi_modal_agg_vision_pooler(gated_BSC, mask_BS)
