@@ -1,0 +1,1 @@
+"""Wiring of one run: folder, environment, trainer, checkpoints, logs and the guards around them."""

@@ -1,0 +1,113 @@
+"""The folder of one run: a fresh ``version_k`` each time, JSON written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mg3d.errors import EnvironmentProblem, RunFailedError
+
+VERSION_PATTERN = re.compile(r"version_(\d+)")
+CHECKPOINTS = "checkpoints"
+
+
+def plain(value: Any) -> Any:
+    """Turn a config value into what JSON and a safe checkpoint can hold (dict, list, str, number, bool, None)."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if hasattr(value, "item") and getattr(value, "size", None) == 1:
+        return value.item()
+    return str(value)
+
+
+def sync_directory(folder: Path) -> None:
+    """Make a rename in ``folder`` durable (fsync of the directory)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file under a temporary name beside it, then rename it.
+
+    Raises:
+        RunFailedError: the disk is full or read-only; nothing is left behind.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise RunFailedError(
+            f"cannot write {path}: {error.strerror}", "free space or choose another log_dir"
+        ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` (made plain first) as indented JSON, atomically."""
+    write_text_atomically(path, json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def run_name(exp_name: str, seed: int, load_path: str) -> str:
+    """Published name of a run: ``{exp_name}-seed{seed}-from_{stem of load_path}``."""
+    return f"{exp_name}-seed{seed}-from_{Path(load_path).stem if load_path else ''}"
+
+
+def versions(experiment: Path) -> list[tuple[int, Path]]:
+    """Version folders of an experiment, newest number first."""
+    if not experiment.is_dir():
+        return []
+    found = ((VERSION_PATTERN.fullmatch(entry.name), entry) for entry in experiment.iterdir() if entry.is_dir())
+    return sorted(((int(match[1]), entry) for match, entry in found if match), reverse=True)
+
+
+def _numbers(experiment: Path) -> Iterator[int]:
+    known = versions(experiment)
+    number = known[0][0] + 1 if known else 0
+    while True:
+        yield number
+        number += 1
+
+
+def create_run_folder(log_dir: str | Path, exp_name: str, seed: int, load_path: str = "") -> Path:
+    """Make the next ``log_dir/{run name}/version_k``; no run ever writes into the folder of another.
+
+    ``mkdir`` without ``exist_ok`` is the lock: of two runs that start in the same instant one takes the next number.
+    A resumed run gets a new version as well and records where it came from.
+
+    Raises:
+        EnvironmentProblem: the place cannot be written.
+    """
+    experiment = Path(log_dir).expanduser() / run_name(exp_name, seed, load_path)
+    try:
+        experiment.mkdir(parents=True, exist_ok=True)
+        for number in _numbers(experiment):
+            with contextlib.suppress(FileExistsError):
+                folder = experiment / f"version_{number}"
+                folder.mkdir()
+                (folder / CHECKPOINTS).mkdir()
+                return folder
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot make a run folder in {experiment}: {error.strerror}",
+            "give log_dir= a folder that can be written and has free space",
+        ) from error
+    raise AssertionError("unreachable: the numbers never end")

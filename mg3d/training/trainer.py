@@ -1,0 +1,313 @@
+"""One run from config to metrics: folder, module, data, trainer, and what is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from mg3d.config_schema import MG3DConfig
+from mg3d.errors import CheckpointError, ConfigError, MG3DError
+from mg3d.training import collective, environment, provenance
+from mg3d.training.callbacks import ExactResume, LastCheckpoint, StepMonitor, ValidationImages
+from mg3d.training.checkpoint_io import AtomicCheckpointIO, check_file, newest_checkpoint, read_sidecar
+from mg3d.training.failures import told_plainly
+from mg3d.training.hardware import Hardware, choose_hardware, cluster_environment, process_group, set_determinism
+from mg3d.training.processes import ProcessLayout, detect_layout
+from mg3d.training.run_folder import CHECKPOINTS, create_run_folder, run_name, versions, write_json
+
+log = logging.getLogger(__name__)
+
+EPOCHS_WITH_MAX_STEPS = 1000
+RUN_FOLDER_VARIABLE = "MG3D_RUN_FOLDER"
+MONITORED = "val/the_metric"
+RANK_SEED_STRIDE = 1_000_003
+
+
+def accumulation(cfg: MG3DConfig, world_size: int) -> int:
+    """Micro-batches per optimizer step: ``batch_size // (per_gpu_batchsize * world_size)``, at least 1."""
+    return max(cfg.batch_size // (cfg.per_gpu_batchsize * world_size), 1)
+
+
+def training_steps(cfg: MG3DConfig, batches_per_epoch: Callable[[int], int], world_size: int) -> int:
+    """Optimizer steps of the whole run, for the schedule.
+
+    ``max_steps`` when given; else ``ceil(batches / accumulation) * max_epoch``, as the trainer also steps on the rest
+    of an epoch. Never through the trainer's own estimate, which would drop the loader's state on resume.
+
+    Args:
+        cfg: the config.
+        batches_per_epoch: world size -> batches of one process in a training epoch.
+        world_size: processes of the run.
+
+    Raises:
+        ConfigError: neither ``max_steps`` nor ``max_epoch`` is given.
+    """
+    if cfg.max_steps is not None:
+        return cfg.max_steps
+    if cfg.max_epoch is None:
+        raise ConfigError("neither max_steps nor max_epoch is given", "set one of them, e.g. max_epoch=60")
+    return math.ceil(batches_per_epoch(world_size) / accumulation(cfg, world_size)) * cfg.max_epoch
+
+
+def is_finetune(cfg: MG3DConfig) -> bool:
+    """Whether checkpoints hold weights only: fine-tuning runs, told by their name as published."""
+    return "finetune" in cfg.exp_name
+
+
+def build_callbacks(cfg: MG3DConfig, run_dir: Path) -> list[Callback]:
+    """Callbacks of a run, in the order in which they see each event (checkpoints come last)."""
+    monitor = StepMonitor(run_dir, cfg.max_bad_steps, cfg.log_every_n_steps)
+    refresh = 1 if sys.stderr.isatty() else max(cfg.log_every_n_steps, 1)
+    callbacks: list[Callback] = [ExactResume(), monitor, ValidationImages(), TQDMProgressBar(refresh_rate=refresh)]
+    if cfg.fast_dev_run:
+        return callbacks
+    folder = run_dir / CHECKPOINTS
+    best = ModelCheckpoint(
+        dirpath=folder,
+        filename="best-epoch{epoch}-step{step}",
+        auto_insert_metric_name=False,
+        monitor=MONITORED,
+        mode="max",
+        save_top_k=cfg.save_top_k,
+        save_weights_only=is_finetune(cfg),
+    )
+    last = LastCheckpoint(folder, monitor, cfg.checkpoint_every_n_steps, weights_only=is_finetune(cfg))
+    return [*callbacks, LearningRateMonitor(logging_interval="step"), best, last]
+
+
+def build_trainer(cfg: MG3DConfig, hardware: Hardware, layout: ProcessLayout, run_dir: Path) -> pl.Trainer:
+    """The trainer of ``cfg`` (spec/pretraining section 10)."""
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if hardware.world_size > 1:
+        plugins.append(cluster_environment(layout))
+    return pl.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=layout.nodes,
+        strategy=hardware.strategy,
+        precision=hardware.precision,  # type: ignore[arg-type]
+        max_epochs=EPOCHS_WITH_MAX_STEPS if cfg.max_steps is not None else cfg.max_epoch,
+        max_steps=cfg.max_steps if cfg.max_steps is not None else -1,
+        accumulate_grad_batches=accumulation(cfg, hardware.world_size),
+        val_check_interval=cfg.val_check_interval,
+        gradient_clip_val=cfg.grad_clip or None,
+        log_every_n_steps=cfg.log_every_n_steps,
+        fast_dev_run=cfg.fast_dev_run,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=cfg.default_root_dir,
+        logger=False if cfg.fast_dev_run else TensorBoardLogger(save_dir=run_dir, name="", version=""),
+        callbacks=build_callbacks(cfg, run_dir),
+        plugins=plugins,
+        enable_checkpointing=not cfg.fast_dev_run,
+        **set_determinism(cfg.deterministic),
+    )
+
+
+def resolve_resume(cfg: MG3DConfig) -> Path | None:
+    """Checkpoint that ``resume_from`` names: a file, a run folder, or "last" for the newest of this experiment.
+
+    Raises:
+        CheckpointError: nothing there can be resumed.
+    """
+    if not cfg.resume_from:
+        return None
+    given = Path(cfg.resume_from).expanduser()
+    experiment = Path(cfg.log_dir).expanduser() / run_name(cfg.exp_name, cfg.seed, cfg.load_path)
+    if cfg.resume_from == "last" or given.is_dir():
+        last = cfg.resume_from == "last"
+        folders = [folder / CHECKPOINTS for _, folder in versions(experiment)] if last else [given, given / CHECKPOINTS]
+        choice = newest_checkpoint(folders)
+        for path, problem in choice.skipped:
+            log.warning("resume: skipped %s: %s", path, problem)
+        return choice.path
+    problem = check_file(given)
+    if not problem and read_sidecar(given)[1].get("kind") == "weights":
+        problem = "it holds weights only and cannot be resumed (use load_path)"
+    if problem:
+        raise CheckpointError(f"resume_from={given}: {problem}", "give a whole checkpoint, or resume_from=last")
+    return given
+
+
+def _prepare_process(cfg: MG3DConfig) -> None:
+    if cfg.num_threads:
+        torch.set_num_threads(cfg.num_threads)
+    limit = environment.raise_open_file_limit()
+    if cfg.num_workers and limit < environment.LOW_OPEN_FILES:
+        log.warning("only %d open files are allowed: loader workers pass tensors through files instead", limit)
+        torch.multiprocessing.set_sharing_strategy("file_system")
+    depth, height, width = cfg.volume_size
+    volumes = cfg.per_gpu_batchsize * (1 + cfg.draw_false_image)
+    environment.check_shared_memory(cfg.num_workers, 4 * depth * height * width * volumes)
+    if cfg.precision != 32:
+        torch.set_float32_matmul_precision("high")
+
+
+def _shared_places(cfg: MG3DConfig, layout: ProcessLayout) -> tuple[Path, Path | None]:
+    """Run folder and checkpoint to resume from, decided by rank 0 and known to all ranks."""
+    inherited = os.environ.get(RUN_FOLDER_VARIABLE, "")
+    decided, problem = "", None
+    if layout.launcher == "lightning" and inherited:
+        decided = inherited
+    elif layout.rank == 0:
+        try:
+            resume = resolve_resume(cfg)
+            folder = create_run_folder(cfg.log_dir, cfg.exp_name, cfg.seed, cfg.load_path)
+            decided = json.dumps([str(folder), str(resume) if resume else ""])
+        except MG3DError as error:  # told after the broadcast, so that no rank is left waiting
+            problem = error
+    decided = collective.from_rank_zero(decided)
+    if problem:
+        raise problem
+    if not decided:
+        raise CheckpointError("rank 0 could not prepare the run", "read the message of rank 0")
+    run_dir, resume_from = json.loads(decided)
+    if layout.launcher == "none":
+        os.environ[RUN_FOLDER_VARIABLE] = decided  # for the ranks that the trainer starts itself
+    return Path(run_dir), Path(resume_from) if resume_from else None
+
+
+def _write_head(cfg: MG3DConfig, run_dir: Path, resume: Path | None, hardware: Hardware) -> None:
+    write_json(run_dir / "config.json", cfg.to_dict())
+    described = provenance.describe(cfg.data_root, cfg.datasets, hardware.world_size)
+    write_json(run_dir / "environment.json", {**described, "resumed_from": str(resume) if resume else None})
+
+
+def _load_initial_weights(cfg: MG3DConfig, module: pl.LightningModule, run_dir: Path, write: bool) -> None:
+    from mg3d.models.checkpoint import load_weights
+
+    report = load_weights(module, cfg.load_path)
+    if write:
+        write_json(run_dir / "weights_report.json", dataclasses.asdict(report))
+
+
+def default_datamodule(cfg: MG3DConfig) -> pl.LightningDataModule:
+    """Data of the pre-training task."""
+    from mg3d.datamodules.pretraining import MG3DDataModule
+
+    return MG3DDataModule(cfg)
+
+
+def default_module(cfg: MG3DConfig, num_training_steps: int) -> pl.LightningModule:
+    """Model of the pre-training task."""
+    from mg3d.models.mg3d_module import MG3DModule
+
+    return MG3DModule(cfg, num_training_steps=num_training_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a run trains: the two factories, so that other tasks share everything else.
+
+    The data module also has ``batches_per_epoch(world_size)``: batches of one process in a training epoch.
+    """
+
+    datamodule: Callable[[MG3DConfig], Any] = default_datamodule
+    module: Callable[[MG3DConfig, int], pl.LightningModule] = default_module
+
+
+def run(cfg: MG3DConfig, task: Task | None = None) -> dict[str, Any]:
+    """Train (or test, with ``test_only``) as the config says.
+
+    Leaves ``log_dir/{exp_name}-seed{seed}-from_{load_path}/version_k`` with ``config.json``, ``environment.json``,
+    ``status.json``, ``metrics.jsonl`` (one line per optimizer step), ``metrics.json``, TensorBoard events,
+    ``checkpoints/`` and, with ``load_path``, ``weights_report.json``. A resumed run opens a new version.
+
+    Args:
+        cfg: the checked config.
+        task: factories of data and model; pre-training when None.
+
+    Returns:
+        ``{"run_dir": ..., "steps": ..., "metrics": {name: {"mean": ...}}}``.
+
+    Raises:
+        MG3DError: bad input (exit code 2), a failed run (1), or a stop by signal (128 + its number).
+    """
+    layout = detect_layout(cfg.num_gpus, cfg.num_nodes)
+    with told_plainly():
+        hardware = choose_hardware(cfg, layout)
+        _prepare_process(cfg)
+        with process_group(layout, hardware):
+            run_dir, resume = _shared_places(cfg, layout)
+            if layout.rank == 0:
+                log.info("run folder %s", run_dir)
+                _write_head(cfg, run_dir, resume, hardware)
+            return _tracked(cfg, task or Task(), hardware, layout, run_dir, resume)
+
+
+def _tracked(
+    cfg: MG3DConfig, task: Task, hardware: Hardware, layout: ProcessLayout, run_dir: Path, resume: Path | None
+) -> dict[str, Any]:
+    """Run with ``status.json`` kept up to date by rank 0: running, finished, stopped or failed."""
+    started = time.time()
+
+    def note(state: str, **more: Any) -> None:
+        if layout.rank == 0:
+            write_json(run_dir / "status.json", {"state": state, "seconds": round(time.time() - started, 1), **more})
+
+    note("running", pid=os.getpid())
+    try:
+        with told_plainly():
+            result = _execute(cfg, task, hardware, layout, run_dir, resume)
+    except BaseException as error:
+        with suppress(MG3DError):
+            stopped = isinstance(error, MG3DError) and error.exit_code > 128
+            reason = error.message if isinstance(error, MG3DError) else f"{type(error).__name__}: {error}"
+            note("stopped" if stopped else "failed", reason=reason)
+        raise
+    note("finished", steps=result["steps"])
+    return result
+
+
+def _execute(
+    cfg: MG3DConfig, task: Task, hardware: Hardware, layout: ProcessLayout, run_dir: Path, resume: Path | None
+) -> dict[str, Any]:
+    pl.seed_everything(cfg.seed, verbose=False)
+    datamodule = task.datamodule(cfg)
+
+    steps = 1 if cfg.test_only else training_steps(cfg, datamodule.batches_per_epoch, hardware.world_size)
+    module = task.module(cfg, steps)
+    if cfg.load_path:
+        _load_initial_weights(cfg, module, run_dir, write=layout.rank == 0)
+    trainer = build_trainer(cfg, hardware, layout, run_dir)
+    if trainer.global_rank:  # the same weights everywhere, other dropout on every rank
+        pl.seed_everything((cfg.seed + trainer.global_rank * RANK_SEED_STRIDE) % 2**32, verbose=False)
+    if cfg.test_only:
+        trainer.test(module, datamodule=datamodule, verbose=False)
+    else:
+        resumed = str(resume) if resume else None
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+    return _finish(cfg, trainer, module, datamodule, run_dir)
+
+
+def _finish(
+    cfg: MG3DConfig,
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    datamodule: pl.LightningDataModule,
+    run_dir: Path,
+) -> dict[str, Any]:
+    """Evaluate when asked and write ``metrics.json`` (rank 0)."""
+    logged = {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("lr-")}
+    metrics: dict[str, Any] = {key: {"mean": value.item()} for key, value in sorted(logged.items())}
+    if trainer.is_global_zero:
+        if cfg.evaluate:
+            from mg3d.evaluation import evaluate_run
+
+            metrics.update(evaluate_run(module, datamodule, cfg, run_dir))
+        write_json(run_dir / "metrics.json", metrics)
+    return {"run_dir": str(run_dir), "steps": trainer.global_step, "metrics": metrics}
