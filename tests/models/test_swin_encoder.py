@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from golden_support import check_gradients, check_outputs, load_entry, under
-from monai.networks.nets.swin_unetr import compute_mask, get_window_size
+from monai.networks.nets.swin_unetr import WindowAttention, compute_mask, get_window_size
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mg3d.models.masking import apply_mask
 from mg3d.models.vision_encoders import create_vision_encoder
 from mg3d.models.vision_encoders.swin import MERGING_OFFSETS, PatchMerging, SwinEncoder
+from mg3d.models.vision_encoders.window_attention import CHUNK_BYTES, ChunkedWindowAttention, WindowMask
 
 TINY = {"embed_dim": 4, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 
@@ -145,7 +146,9 @@ def test_cached_masks_equal_monais(grid: tuple[int, int, int]) -> None:
     padded = [-(-size // edge) * edge for size, edge in zip(grid, window, strict=True)]
     want = compute_mask(padded, window, shift, torch.device("cpu"))
     for _ in range(2):
-        assert torch.equal(stage.attention_mask(grid, torch.device("cpu")), want)
+        mask = stage.attention_mask(grid, torch.device("cpu"))
+        assert mask is not None and torch.equal(mask.patterns[mask.pattern_of_window], want)
+        assert len(mask.patterns) <= 8
     assert stage.attention_mask((4, 4, 3), torch.device("cpu")) is None
 
 
@@ -202,12 +205,25 @@ def test_checkpointing_reaches_all_parameters_from_an_input_without_gradient() -
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
 
-def test_inference_path_equals_training_path() -> None:
-    encoder = tiny().eval()
-    volume = torch.rand(2, 1, 18, 16, 22)
-    with torch.no_grad():
-        inference = encoder.tokens(volume)
-    torch.testing.assert_close(inference, encoder.tokens(volume).detach(), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("chunk", [1, 10**5, 10**9])
+def test_chunked_attention_equals_monais_with_all_gradients(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", chunk)
+    torch.manual_seed(0)
+    ours = ChunkedWindowAttention(12, 3, (3, 4, 3), qkv_bias=True)
+    theirs = WindowAttention(12, 3, (3, 4, 3), qkv_bias=True)
+    theirs.load_state_dict(ours.state_dict())
+    dense = torch.where(torch.rand(4, 36, 36) < 0.3, -100.0, 0.0)
+    patterns, which = torch.unique(dense, dim=0, return_inverse=True)
+    for mask, positions in ((WindowMask(patterns, which), 36), (None, 24)):
+        results = []
+        for module, own_mask in ((ours, mask), (theirs, None if mask is None else dense)):
+            windows = torch.linspace(-2, 2, 8 * positions * 12).sin().view(8, positions, 12).requires_grad_()
+            module.zero_grad()
+            out = module(windows, own_mask)
+            (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+            results.append([out, windows.grad, *(parameter.grad for parameter in module.parameters())])
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_autocast_stays_close_and_trains() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mg3d.models.vision_encoders.base import VisionEncoder, channel_norm, check_volume, map_to_tokens
+from mg3d.models.vision_encoders.window_attention import ChunkedWindowAttention, WindowMask
 
 MERGING_OFFSETS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "legacy": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
@@ -56,6 +57,24 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(parts, dim=-1)))
 
 
+class SwinBlock(SwinTransformerBlock):
+    """MONAI's block (LayerNorm, window attention, MLP, two residuals) with attention in chunks of windows.
+
+    Args:
+        dim: channels.
+        num_heads: attention heads.
+        window_size: window edge per axis.
+        shift_size: cyclic shift per axis, zero for plain windows.
+        **options: further options of MONAI's block.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, window_size: Sequence[int], shift_size: Sequence[int], **options: Any
+    ) -> None:
+        super().__init__(dim, num_heads, window_size, shift_size, qkv_bias=True, **options)
+        self.attn = ChunkedWindowAttention(dim, num_heads, window_size, qkv_bias=True)
+
+
 class SwinStage(nn.Module):
     """Blocks of one resolution with alternating plain and shifted windows, then patch merging.
 
@@ -86,21 +105,19 @@ class SwinStage(nn.Module):
         self.shift_size = tuple(edge // 2 for edge in window_size)
         rates = tuple(drop_path) or (0.0,) * depth
         self.blocks = nn.ModuleList(
-            SwinTransformerBlock(
+            SwinBlock(
                 dim=dim,
                 num_heads=num_heads,
                 window_size=window_size,
                 shift_size=self.shift_size if index % 2 else (0, 0, 0),
                 mlp_ratio=mlp_ratio,
-                qkv_bias=True,
                 drop_path=rates[index],
                 use_checkpoint=use_checkpoint,
-                use_flash_attention=True,
             )
             for index in range(depth)
         )
         self.downsample = PatchMerging(dim, patch_merging)
-        self._masks: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self._masks: dict[tuple[Any, ...], WindowMask] = {}
 
     def forward(self, map_BCDHW: Tensor) -> Tensor:
         """Attend and merge: ``[B, C, D, H, W]`` -> ``[B, 2C, ceil(D/2), ceil(H/2), ceil(W/2)]``."""
@@ -111,11 +128,11 @@ class SwinStage(nn.Module):
             hidden_BDHWC = block(hidden_BDHWC, mask)
         return self.downsample(hidden_BDHWC).permute(0, 4, 1, 2, 3)
 
-    def attention_mask(self, grid_dhw: tuple[int, int, int], device: torch.device) -> Tensor | None:
-        """Additive mask ``[windows, P, P]`` (0 or -100) of the shifted windows; None where nothing is shifted.
+    def attention_mask(self, grid_dhw: tuple[int, int, int], device: torch.device) -> WindowMask | None:
+        """Masks of the shifted windows of one volume; None where nothing is shifted.
 
-        Equal to MONAI's ``compute_mask``, but the few different window patterns are kept per grid and device
-        (at most eight for the usual windows, against hundreds of windows) instead of being computed in every pass.
+        The numbers are MONAI's ``compute_mask``, computed once per grid and device, each different pattern kept once
+        (at most eight for the usual windows, against hundreds of windows).
         """
         window, shift = get_window_size(grid_dhw, self.window_size, self.shift_size)
         if not any(shift) or len(self.blocks) < 2:
@@ -126,9 +143,8 @@ class SwinStage(nn.Module):
                 self._masks.pop(next(iter(self._masks)))
             padded = [-(-size // edge) * edge for size, edge in zip(grid_dhw, window, strict=True)]
             mask = compute_mask(padded, window, shift, device)
-            self._masks[key] = torch.unique(mask, dim=0, return_inverse=True)
-        patterns, pattern_of_window = self._masks[key]
-        return patterns[pattern_of_window]
+            self._masks[key] = WindowMask(*torch.unique(mask, dim=0, return_inverse=True))
+        return self._masks[key]
 
 
 class TokenPositionNorm(nn.Module):
