@@ -17,6 +17,7 @@ import colorama
 from docopt import DocoptExit, docopt
 from sacred import Experiment
 from sacred.arg_parser import get_config_updates
+from sacred.config import ConfigDict
 
 from mg3d.config_named import NAMED_CONFIGS
 from mg3d.config_schema import MG3DConfig, config_defaults
@@ -92,7 +93,7 @@ def parse_command_line(experiment: Experiment, argv: Sequence[str]) -> Request:
 def run_request(experiment: Experiment, request: Request) -> Any:
     """Run the request through Sacred and return what its command returned."""
     for name, content in request.files.items():
-        experiment.add_named_config(name, content)
+        experiment.named_configs[name] = ConfigDict(content)
     if str(request.command).startswith("print_"):
         colorama.init()  # no colour codes in a file or a pipe
     # --force: the checks of mg3d.config_schema replace Sacred's warnings about added keys and changed types.

@@ -50,6 +50,7 @@ _TINY: dict[str, Any] = {
     "num_workers": 0,
     "precision": 32,
     "log_every_n_steps": 1,
+    "evaluate": False,
     "eval_bootstrap": 20,
 }
 

@@ -58,6 +58,11 @@ def _check_geometry(config: MG3DConfig) -> None:
         raise ConfigError(
             f"mim_window={config.mim_window} does not divide the volume {list(size)}", "write mim_window=16, 8 or 32"
         )
+    if config.loss_names["swin_unetr_mim"] > 0 and config.token_count < 2:
+        raise ConfigError(
+            f"image_size={list(size)} has one image token: swin_unetr_mim cannot normalise over it",
+            "write image_size=[64,32,32] or larger",
+        )
 
 
 def _check_batches(config: MG3DConfig) -> None:

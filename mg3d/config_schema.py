@@ -15,6 +15,7 @@ from mg3d.config_geometry import resolve_volume_size
 from mg3d.config_rules import check_config
 from mg3d.config_status import TRANSFORM_HINTS
 from mg3d.config_types import check_value, describe, plain, setting, suggest
+from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.errors import ConfigError
 
 __all__ = ["DATASETS", "LATER_LOSSES", "LOSSES", "MG3DConfig", "config_defaults", "key_table", "resolve_config"]
@@ -184,7 +185,13 @@ class MG3DConfig:
     # Evaluation after training
     evaluate: bool = setting(False, "run probe, retrieval and zero-shot evaluation after training")
     eval_split: str = setting("test", "split that is evaluated", choices=["train", "val", "test"])
-    eval_bootstrap: int = setting(1000, "bootstrap draws of each interval", low=0, high=100000)
+    eval_bootstrap: int = setting(1000, "bootstrap draws of each interval", low=1, high=100000)
+    eval_findings: tuple[str, ...] = setting(
+        [], "scored abnormalities, of the 18 CT-RATE names; empty: all 18", choices=CT_RATE_LABELS
+    )
+    eval_prompt_positive: str = setting("{finding} is present.", "zero-shot prompt of a finding that is there")
+    eval_prompt_negative: str = setting("No {finding}.", "zero-shot prompt of a finding that is absent")
+    eval_probe_cases: int = setting(2000, "training volumes the linear probe is fitted on, at most", low=20)
 
     @property
     def volume_size(self) -> tuple[int, int, int]:

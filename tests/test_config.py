@@ -121,7 +121,8 @@ def test_itm_draws_a_false_image() -> None:
         ({"image_size": [100, 96, 128]}, "[96,96,128]"),
         ({"image_size": 100}, "multiples of 32"),
         ({"image_size": [96, 96]}, "2 numbers"),
-        ({"image_size": [0, 32, 32]}, "[32,32,32]"),
+        ({"image_size": [0, 32, 64]}, "[32,32,64]"),
+        ({"image_size": [32, 32, 32]}, "one image token"),
         ({"seed": True}, "an integer"),
         ({"seed": -1}, ">= 0"),
         ({"batch_size": 0}, ">= 1"),
@@ -224,6 +225,8 @@ def test_config_file_of_a_run_stands_for_a_named_config(tmp_path: Any) -> None:
     stored.write_text(json.dumps(resolve_config({"seed": 7, "image_size": [64, 32, 64]}).to_dict()))
     again = compose(f"{stored} max_steps=3")
     assert (again.seed, again.volume_size, again.max_steps) == (7, (64, 32, 64), 3)
+    stored.write_text('{"seed": 8}')
+    assert compose(f"{stored}").seed == 8
     stored.write_text('{"nonsense": 1}')
     with pytest.raises(ConfigError, match="nonsense"):
         parse_command_line(ex, ["check", "with", str(stored)])
