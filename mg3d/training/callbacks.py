@@ -101,6 +101,7 @@ class StepMonitor(Callback):
         self.signals = signals or StopSignals()
         self.bad_steps = 0
         self.stop_signal = 0
+        self.validated_step = -1
         self._lines = JsonLines(run_dir / "metrics.jsonl")
         self._window = StepWindow()
         self._steps_done = 0
@@ -167,7 +168,8 @@ class StepMonitor(Callback):
         log.warning("step %d left out (%d of at most %d): %s", step, self.bad_steps, self.max_bad_steps, reason)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the time of a validation out of the next step's rate."""
+        """Note which weights were validated, and keep the time of it out of the next step's rate."""
+        self.validated_step = trainer.global_step
         self._window.started = time.perf_counter()
 
     def on_train_batch_end(
@@ -251,8 +253,8 @@ class LastCheckpoint(Checkpoint):
             self._save_and_stop(trainer, int(received[0]))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save after a validation inside an epoch."""
-        if trainer.state.fn == "fit":
+        """Save after a validation inside an epoch; at the end of an epoch that is done once, below."""
+        if trainer.state.fn == "fit" and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,24 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from mg3d.config_schema import MG3DConfig
-from mg3d.errors import CheckpointError, ConfigError, MG3DError
-from mg3d.training import collective, environment, provenance
+from mg3d.errors import ConfigError, MG3DError
+from mg3d.training import provenance
 from mg3d.training.callbacks import ExactResume, LastCheckpoint, StepMonitor, ValidationImages
-from mg3d.training.checkpoint_io import AtomicCheckpointIO, check_file, newest_checkpoint, read_sidecar
+from mg3d.training.checkpoint_io import AtomicCheckpointIO
 from mg3d.training.failures import told_plainly
 from mg3d.training.hardware import Hardware, choose_hardware, cluster_environment, process_group, set_determinism
+from mg3d.training.preparation import prepare_process, shared_places
 from mg3d.training.processes import ProcessLayout, detect_layout
-from mg3d.training.run_folder import CHECKPOINTS, create_run_folder, run_name, versions, write_json
+from mg3d.training.progress import RunProgressBar, silence_noise
+from mg3d.training.run_folder import CHECKPOINTS, write_json
 
 log = logging.getLogger(__name__)
 
 EPOCHS_WITH_MAX_STEPS = 1000
-RUN_FOLDER_VARIABLE = "MG3D_RUN_FOLDER"
 MONITORED = "val/the_metric"
 RANK_SEED_STRIDE = 1_000_003
 
@@ -68,11 +66,11 @@ def is_finetune(cfg: MG3DConfig) -> bool:
     return "finetune" in cfg.exp_name
 
 
-def build_callbacks(cfg: MG3DConfig, run_dir: Path) -> list[Callback]:
+def build_callbacks(cfg: MG3DConfig, run_dir: Path, total_steps: int) -> list[Callback]:
     """Callbacks of a run, in the order in which they see each event (checkpoints come last)."""
     monitor = StepMonitor(run_dir, cfg.max_bad_steps, cfg.log_every_n_steps)
-    refresh = 1 if sys.stderr.isatty() else max(cfg.log_every_n_steps, 1)
-    callbacks: list[Callback] = [ExactResume(), monitor, ValidationImages(), TQDMProgressBar(refresh_rate=refresh)]
+    progress = RunProgressBar(total_steps, cfg.log_every_n_steps)
+    callbacks: list[Callback] = [ExactResume(), monitor, ValidationImages(), progress]
     if cfg.fast_dev_run:
         return callbacks
     folder = run_dir / CHECKPOINTS
@@ -84,12 +82,15 @@ def build_callbacks(cfg: MG3DConfig, run_dir: Path) -> list[Callback]:
         mode="max",
         save_top_k=cfg.save_top_k,
         save_weights_only=is_finetune(cfg),
+        save_on_train_epoch_end=False,
     )
     last = LastCheckpoint(folder, monitor, cfg.checkpoint_every_n_steps, weights_only=is_finetune(cfg))
     return [*callbacks, LearningRateMonitor(logging_interval="step"), best, last]
 
 
-def build_trainer(cfg: MG3DConfig, hardware: Hardware, layout: ProcessLayout, run_dir: Path) -> pl.Trainer:
+def build_trainer(
+    cfg: MG3DConfig, hardware: Hardware, layout: ProcessLayout, run_dir: Path, total_steps: int
+) -> pl.Trainer:
     """The trainer of ``cfg`` (spec/pretraining section 10)."""
     plugins: list[Any] = [AtomicCheckpointIO()]
     if hardware.world_size > 1:
@@ -111,74 +112,11 @@ def build_trainer(cfg: MG3DConfig, hardware: Hardware, layout: ProcessLayout, ru
         use_distributed_sampler=False,
         default_root_dir=cfg.default_root_dir,
         logger=False if cfg.fast_dev_run else TensorBoardLogger(save_dir=run_dir, name="", version=""),
-        callbacks=build_callbacks(cfg, run_dir),
+        callbacks=build_callbacks(cfg, run_dir, total_steps),
         plugins=plugins,
         enable_checkpointing=not cfg.fast_dev_run,
         **set_determinism(cfg.deterministic),
     )
-
-
-def resolve_resume(cfg: MG3DConfig) -> Path | None:
-    """Checkpoint that ``resume_from`` names: a file, a run folder, or "last" for the newest of this experiment.
-
-    Raises:
-        CheckpointError: nothing there can be resumed.
-    """
-    if not cfg.resume_from:
-        return None
-    given = Path(cfg.resume_from).expanduser()
-    experiment = Path(cfg.log_dir).expanduser() / run_name(cfg.exp_name, cfg.seed, cfg.load_path)
-    if cfg.resume_from == "last" or given.is_dir():
-        last = cfg.resume_from == "last"
-        folders = [folder / CHECKPOINTS for _, folder in versions(experiment)] if last else [given, given / CHECKPOINTS]
-        choice = newest_checkpoint(folders)
-        for path, problem in choice.skipped:
-            log.warning("resume: skipped %s: %s", path, problem)
-        return choice.path
-    problem = check_file(given)
-    if not problem and read_sidecar(given)[1].get("kind") == "weights":
-        problem = "it holds weights only and cannot be resumed (use load_path)"
-    if problem:
-        raise CheckpointError(f"resume_from={given}: {problem}", "give a whole checkpoint, or resume_from=last")
-    return given
-
-
-def _prepare_process(cfg: MG3DConfig) -> None:
-    if cfg.num_threads:
-        torch.set_num_threads(cfg.num_threads)
-    limit = environment.raise_open_file_limit()
-    if cfg.num_workers and limit < environment.LOW_OPEN_FILES:
-        log.warning("only %d open files are allowed: loader workers pass tensors through files instead", limit)
-        torch.multiprocessing.set_sharing_strategy("file_system")
-    depth, height, width = cfg.volume_size
-    volumes = cfg.per_gpu_batchsize * (1 + cfg.draw_false_image)
-    environment.check_shared_memory(cfg.num_workers, 4 * depth * height * width * volumes)
-    if cfg.precision != 32:
-        torch.set_float32_matmul_precision("high")
-
-
-def _shared_places(cfg: MG3DConfig, layout: ProcessLayout) -> tuple[Path, Path | None]:
-    """Run folder and checkpoint to resume from, decided by rank 0 and known to all ranks."""
-    inherited = os.environ.get(RUN_FOLDER_VARIABLE, "")
-    decided, problem = "", None
-    if layout.launcher == "lightning" and inherited:
-        decided = inherited
-    elif layout.rank == 0:
-        try:
-            resume = resolve_resume(cfg)
-            folder = create_run_folder(cfg.log_dir, cfg.exp_name, cfg.seed, cfg.load_path)
-            decided = json.dumps([str(folder), str(resume) if resume else ""])
-        except MG3DError as error:  # told after the broadcast, so that no rank is left waiting
-            problem = error
-    decided = collective.from_rank_zero(decided)
-    if problem:
-        raise problem
-    if not decided:
-        raise CheckpointError("rank 0 could not prepare the run", "read the message of rank 0")
-    run_dir, resume_from = json.loads(decided)
-    if layout.launcher == "none":
-        os.environ[RUN_FOLDER_VARIABLE] = decided  # for the ranks that the trainer starts itself
-    return Path(run_dir), Path(resume_from) if resume_from else None
 
 
 def _write_head(cfg: MG3DConfig, run_dir: Path, resume: Path | None, hardware: Hardware) -> None:
@@ -240,9 +178,9 @@ def run(cfg: MG3DConfig, task: Task | None = None) -> dict[str, Any]:
     layout = detect_layout(cfg.num_gpus, cfg.num_nodes)
     with told_plainly():
         hardware = choose_hardware(cfg, layout)
-        _prepare_process(cfg)
+        prepare_process(cfg)
         with process_group(layout, hardware):
-            run_dir, resume = _shared_places(cfg, layout)
+            run_dir, resume = shared_places(cfg, layout)
             if layout.rank == 0:
                 log.info("run folder %s", run_dir)
                 _write_head(cfg, run_dir, resume, hardware)
@@ -276,38 +214,43 @@ def _tracked(
 def _execute(
     cfg: MG3DConfig, task: Task, hardware: Hardware, layout: ProcessLayout, run_dir: Path, resume: Path | None
 ) -> dict[str, Any]:
-    pl.seed_everything(cfg.seed, verbose=False)
+    silence_noise()
     datamodule = task.datamodule(cfg)
-
     steps = 1 if cfg.test_only else training_steps(cfg, datamodule.batches_per_epoch, hardware.world_size)
+    pl.seed_everything(cfg.seed, verbose=False)
     module = task.module(cfg, steps)
     if cfg.load_path:
         _load_initial_weights(cfg, module, run_dir, write=layout.rank == 0)
-    trainer = build_trainer(cfg, hardware, layout, run_dir)
-    if trainer.global_rank:  # the same weights everywhere, other dropout on every rank
-        pl.seed_everything((cfg.seed + trainer.global_rank * RANK_SEED_STRIDE) % 2**32, verbose=False)
+    trainer = build_trainer(cfg, hardware, layout, run_dir, steps)
+    if layout.rank:  # the same weights everywhere, other dropout on every rank
+        pl.seed_everything((cfg.seed + layout.rank * RANK_SEED_STRIDE) % 2**32, verbose=False)
     if cfg.test_only:
         trainer.test(module, datamodule=datamodule, verbose=False)
     else:
-        resumed = str(resume) if resume else None
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
-    return _finish(cfg, trainer, module, datamodule, run_dir)
-
-
-def _finish(
-    cfg: MG3DConfig,
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    datamodule: pl.LightningDataModule,
-    run_dir: Path,
-) -> dict[str, Any]:
-    """Evaluate when asked and write ``metrics.json`` (rank 0)."""
-    logged = {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("lr-")}
-    metrics: dict[str, Any] = {key: {"mean": value.item()} for key, value in sorted(logged.items())}
+        trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
+    steps_done, metrics = trainer.global_step, _logged_metrics(trainer)
+    if not cfg.test_only and _must_validate(trainer):
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+        metrics |= _logged_metrics(trainer)
     if trainer.is_global_zero:
         if cfg.evaluate:
             from mg3d.evaluation import evaluate_run
 
-            metrics.update(evaluate_run(module, datamodule, cfg, run_dir))
+            metrics |= evaluate_run(module, datamodule, cfg, run_dir)
         write_json(run_dir / "metrics.json", metrics)
-    return {"run_dir": str(run_dir), "steps": trainer.global_step, "metrics": metrics}
+    return {"run_dir": str(run_dir), "steps": steps_done, "metrics": metrics}
+
+
+def _must_validate(trainer: pl.Trainer) -> bool:
+    """Whether the run ended between two validations, so that the final weights are not validated yet."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    monitor = next(callback for callback in callbacks if isinstance(callback, StepMonitor))
+    return monitor.validated_step != trainer.global_step
+
+
+def _logged_metrics(trainer: pl.Trainer) -> dict[str, Any]:
+    """What the module logged over whole epochs, as ``{name: {"mean": value}}``; single training steps are left out."""
+    logged = {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("lr-")}
+    ends = ("_epoch", "/the_metric")
+    kept = {key: value for key, value in logged.items() if "train/" not in key or key.endswith(ends)}
+    return {key: {"mean": value.item()} for key, value in sorted(kept.items())}

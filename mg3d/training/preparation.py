@@ -1,0 +1,86 @@
+"""What happens before a trainer exists: process limits, the run folder, the checkpoint to go on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from mg3d.config_schema import MG3DConfig
+from mg3d.errors import CheckpointError, MG3DError, RunFailedError
+from mg3d.training import collective, environment
+from mg3d.training.checkpoint_io import check_file, newest_checkpoint, read_sidecar
+from mg3d.training.processes import ProcessLayout
+from mg3d.training.run_folder import CHECKPOINTS, create_run_folder, run_name, versions
+
+log = logging.getLogger(__name__)
+
+RUN_FOLDER_VARIABLE = "MG3D_RUN_FOLDER"
+"""Tells processes that the trainer starts itself which folder and checkpoint their parent chose."""
+
+
+def resolve_resume(cfg: MG3DConfig) -> Path | None:
+    """Checkpoint that ``resume_from`` names: a file, a run folder, or "last" for the newest of this experiment.
+
+    Raises:
+        CheckpointError: nothing there can be resumed.
+    """
+    if not cfg.resume_from:
+        return None
+    given = Path(cfg.resume_from).expanduser()
+    experiment = Path(cfg.log_dir).expanduser() / run_name(cfg.exp_name, cfg.seed, cfg.load_path)
+    if cfg.resume_from == "last" or given.is_dir():
+        last = cfg.resume_from == "last"
+        folders = [folder / CHECKPOINTS for _, folder in versions(experiment)] if last else [given, given / CHECKPOINTS]
+        choice = newest_checkpoint(folders)
+        for path, problem in choice.skipped:
+            log.warning("resume: skipped %s: %s", path, problem)
+        return choice.path
+    problem = check_file(given)
+    if not problem and read_sidecar(given)[1].get("kind") == "weights":
+        problem = "it holds weights only and cannot be resumed (use load_path)"
+    if problem:
+        raise CheckpointError(f"resume_from={given}: {problem}", "give a whole checkpoint, or resume_from=last")
+    return given
+
+
+def prepare_process(cfg: MG3DConfig) -> None:
+    """Set threads and limits of this process and check that the loader fits in shared memory."""
+    if cfg.num_threads:
+        torch.set_num_threads(cfg.num_threads)
+    limit = environment.raise_open_file_limit()
+    if cfg.num_workers and limit < environment.LOW_OPEN_FILES:
+        log.warning("only %d open files are allowed: loader workers pass tensors through files instead", limit)
+        torch.multiprocessing.set_sharing_strategy("file_system")
+    depth, height, width = cfg.volume_size
+    volumes = cfg.per_gpu_batchsize * (1 + cfg.draw_false_image)
+    environment.check_shared_memory(cfg.num_workers, 4 * depth * height * width * volumes)
+    if cfg.precision != 32 and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+
+
+def shared_places(cfg: MG3DConfig, layout: ProcessLayout) -> tuple[Path, Path | None]:
+    """Run folder and checkpoint to resume from, decided by rank 0 and known to all ranks."""
+    inherited = os.environ.get(RUN_FOLDER_VARIABLE, "")
+    decided, problem = "", None
+    if layout.launcher == "lightning" and inherited:
+        decided = inherited
+    elif layout.rank == 0:
+        try:
+            resume = resolve_resume(cfg)
+            folder = create_run_folder(cfg.log_dir, cfg.exp_name, cfg.seed, cfg.load_path)
+            decided = json.dumps([str(folder), str(resume) if resume else ""])
+        except MG3DError as error:  # told after the broadcast, so that no rank is left waiting
+            problem = error
+    decided = collective.from_rank_zero(decided)
+    if problem:
+        raise problem
+    if not decided:
+        raise RunFailedError("rank 0 could not prepare the run", "read the message of rank 0")
+    run_dir, resume_from = json.loads(decided)
+    if layout.launcher == "none":
+        os.environ[RUN_FOLDER_VARIABLE] = decided  # for the ranks that the trainer starts itself
+    return Path(run_dir), Path(resume_from) if resume_from else None
