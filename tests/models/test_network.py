@@ -26,7 +26,7 @@ def recorded(golden_dir: Path) -> RecordedStep:
 
 
 @pytest.fixture(scope="module", params=MODES)
-def step(request: pytest.FixtureRequest, recorded: RecordedStep) -> tuple[str, MG3DNetwork, dict[str, dict[str, Tensor]]]:
+def step(request: pytest.FixtureRequest, recorded: RecordedStep) -> tuple[str, MG3DNetwork, dict[str, dict]]:
     """Mode, network after the backward pass of the weighted total, and the terms."""
     net = recorded.loaded(request.param)
     terms = net(recorded.batch)
@@ -166,12 +166,9 @@ def test_full_size_names_and_shapes_are_the_published_ones(shared_dir):
     found = {name: list(value.shape) for name, value in net.state_dict().items()}
     shapes = {name: entry["shape"] for name, entry in wanted.items() if entry["param"]}
     # The published head sizes the sums over image tokens for 384 of them, released files most likely for 48.
-    resized = {
-        f"{place}.{layer}.{fc}.weight"
-        for place, fc in (("local_img_cross_multihead_attention", "fc1"), ("local_text_cross_multihead_attention", "fc2"))
-        for layer in range(2)
-    }
-    assert found == shapes | dict.fromkeys(resized, [1, 48])
+    sums = ("local_img_cross_multihead_attention.{}.fc1", "local_text_cross_multihead_attention.{}.fc2")
+    resized = {f"{place.format(layer)}.weight" for place in sums for layer in range(2)}
+    assert found == shapes | {name: [1, 48] for name in resized}
 
 
 def test_each_view_is_encoded_once(monkeypatch):
@@ -267,7 +264,7 @@ def test_an_empty_prompt_gives_a_zero_vector():
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="image_feature_reuse"):
-        tiny_network(embed_dim=6, image_feature_reuse="projected_reference")
+        tiny_network(embed_dim=12, image_feature_reuse="projected_reference")
     with pytest.raises(ValueError, match="max_text_len"):
         tiny_network(max_text_len=65)
     with pytest.raises(ValueError, match="fusion_variant"):

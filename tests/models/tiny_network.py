@@ -27,12 +27,21 @@ def bert_config(vocab: int = VOCAB, hidden: int = HIDDEN, layers: int = 2, **mor
     return BertConfig(vocab_size=vocab, hidden_size=hidden, num_hidden_layers=layers, **(sizes | more))
 
 
-def tiny_network(frozen: bool = True, embed_dim: int = 3, **options: Any) -> MG3DNetwork:
+def tiny_network(frozen: bool = True, embed_dim: int = 6, **options: Any) -> MG3DNetwork:
     """Seeded network; keyword arguments are those of NetworkOptions."""
     torch.manual_seed(7)
     chosen = {"volume_size": VOLUME, "max_text_len": TEXT_LEN, "vocab_size": VOCAB, "hidden_size": HIDDEN} | options
-    vision = create_vision_encoder("swin_b", embed_dim=embed_dim, window_size=2)
+    vision = create_vision_encoder(
+        "swin_b", embed_dim=embed_dim, depths=(2, 1, 1), num_heads=(3, 6, 12), window_size=2, patch_size=4
+    )
     return MG3DNetwork(vision, BertTextEncoder(BertModel(bert_config()), frozen=frozen), NetworkOptions(**chosen))
+
+
+def _volumes(count: int, rng: torch.Generator) -> Tensor:
+    """Volumes [count, D, 1, H, W] in [0, 1] with coarse structure and a little noise."""
+    coarse = torch.rand(count, 1, *(size // 8 for size in VOLUME), generator=rng)
+    smooth = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="trilinear")
+    return (0.9 * smooth + 0.1 * torch.rand(smooth.shape, generator=rng)).transpose(1, 2)
 
 
 def tiny_batch(counts: tuple[int, ...] = (3, 1, 5), seed: int = 0, false_images: int = 0) -> dict[str, Any]:
@@ -53,9 +62,8 @@ def tiny_batch(counts: tuple[int, ...] = (3, 1, 5), seed: int = 0, false_images:
     labels = torch.full_like(ids, -100)
     chosen = (index > 0) & (torch.rand(ids.shape, generator=rng) < 0.4)
     labels[chosen] = ids[chosen]
-    depth, height, width = VOLUME
     batch = {
-        "image": torch.rand(studies, depth, 1, height, width, generator=rng),
+        "image": _volumes(studies, rng),
         "text_ids": ids,
         "text_masks": (ids != 0).long(),
         "text_ids_mlm": ids.masked_fill(chosen, 4),
@@ -70,7 +78,7 @@ def tiny_batch(counts: tuple[int, ...] = (3, 1, 5), seed: int = 0, false_images:
         "image_id": [f"study{b}" for b in range(studies)],
     }
     if false_images:
-        batch["false_image"] = torch.rand(studies, false_images, depth, 1, height, width, generator=rng)
+        batch["false_image"] = _volumes(studies * false_images, rng).unflatten(0, (studies, false_images))
     return batch
 
 
