@@ -18,7 +18,7 @@ from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
+CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 2**30}
 """Size of the attention maps worked on at a time: about a CPU's cache; few kernel launches on a GPU."""
 
 
@@ -50,7 +50,7 @@ class ChunkedWindowAttention(WindowAttention):
         windows, positions, channels = x.shape
         qkv = self.qkv(x).view(windows, positions, 3, self.num_heads, channels // self.num_heads)
         # for clamped windows the published code reads the top-left block of the index of the full window
-        index = self.relative_position_index[:positions, :positions]
+        index = self.get_buffer("relative_position_index")[:positions, :positions]
         bias_PPA = self.relative_position_bias_table[index]
         if mask is None:
             patterns, which = bias_PPA.new_zeros(1, positions, positions), index.new_zeros(windows)
