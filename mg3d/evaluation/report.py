@@ -180,9 +180,15 @@ def permuted_entries(
 
 
 def rank_entry(embeddings: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """Effective rank of a set of embeddings; repeated cases make the bootstrap values slightly low."""
+    """Effective rank of a set of embeddings.
+
+    Repeated cases pull every bootstrap value down, so the rounds are shifted to lie around the value of the whole set
+    (centred bootstrap).
+    """
+    mean = effective_rank(embeddings)
     rounds = np.array([effective_rank(embeddings, weight) for weight in weights[:RANK_ROUNDS]])
-    return summary(effective_rank(embeddings), rounds, len(embeddings), largest_possible=min(embeddings.shape))
+    centred = rounds - np.median(rounds) + mean
+    return summary(mean, centred, len(embeddings), largest_possible=min(embeddings.shape))
 
 
 def evaluation_entries(

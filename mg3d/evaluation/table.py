@@ -29,6 +29,7 @@ def _finding_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     entries = [metrics.get(column) or {} for column in columns]
     names = list(entries[0].get("per_class", {}))
     rows = [[name, *(_cell(entry.get("per_class", {}).get(name)) for entry in entries)] for name in names]
+    rows = [row for row in rows if set(row[1:]) != {"-"}]  # a finding nobody has, or everybody, has no score
     return [*rows, ["mean", *(_cell(entry) for entry in entries)]]
 
 
