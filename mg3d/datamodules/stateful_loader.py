@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -169,9 +168,7 @@ class StatefulLoader:
 
 
 def _start_worker(worker_id: int) -> None:
-    # several workers on few cores: one thread each; a forked tokenizer must not start its own pool
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # several workers share few cores
 
 
 def finished_batches(trainer: Any) -> Callable[[], int | None]:

@@ -7,12 +7,12 @@ The published files (no pixels or a list of encoded slices, no checksums) are re
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
+from isal.isal_zlib import crc32  # the same sum as zlib's, ten times as fast
 
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.errors import DataError
@@ -82,13 +82,13 @@ def row_checksum(image: bytes | memoryview, columns: Mapping[str, Any]) -> int:
         image: the stored bytes of the volume.
         columns: every column but ``image`` and ``row_crc32`` as plain Python values (keys sorted before hashing).
     """
-    return _finish_checksum(zlib.crc32(image), columns)
+    return _finish_checksum(crc32(image), columns)
 
 
 def _finish_checksum(image_crc: int, columns: Mapping[str, Any]) -> int:
     others = {name: columns[name] for name in columns if name not in ("image", "row_crc32")}
     text = json.dumps(others, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return zlib.crc32(text.encode("ascii"), image_crc)
+    return crc32(text.encode("ascii"), image_crc)
 
 
 def make_row_batch(
@@ -130,7 +130,7 @@ def make_row_batch(
     _check_row(image, split, spacing_mm, labels)
     stored = np.ascontiguousarray(image, dtype=IMAGE_DTYPES[image.dtype.name])
     data = stored.tobytes()
-    image_crc = zlib.crc32(data)
+    image_crc = crc32(data)
     row: dict[str, Any] = {
         "image_shape": [int(size) for size in image.shape],
         "image_dtype": image.dtype.name,
@@ -172,6 +172,7 @@ def check_schema(schema: pa.Schema, *, path: str) -> Layout:
 
     Raises:
         DataError: a column is missing or has another type, a metadata key is missing, or the format is newer.
+        ValueError: the metadata is no text or no JSON.
     """
     metadata = schema.metadata or {}
     if b"mg3d.format_version" not in metadata and "image_shape" not in schema.names:
@@ -203,6 +204,7 @@ def _check_metadata(metadata: Mapping[bytes, bytes], path: str) -> None:
             "update the program, or pack the file again with this version",
             path=path,
         )
+    json.loads(metadata[b"mg3d.geometry"])
     axis_order = metadata[b"mg3d.axis_order"].decode()
     if axis_order != AXIS_ORDER:
         raise DataError(f"axis order {axis_order}, expected {AXIS_ORDER}", "pack the file again with prepro", path=path)

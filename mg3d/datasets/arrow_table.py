@@ -75,7 +75,7 @@ class ArrowTable:
             if self.layout == "published":
                 return _published_row(batch, offset)
             return self._packed_row(batch, place)
-        except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, IndexError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError, IndexError) as error:
             raise DataError(f"the row cannot be read ({_short(error)})", _REPACK, path=place) from error
 
     def column(self, name: str) -> list[Any]:
@@ -97,10 +97,13 @@ class ArrowTable:
     def _inspect(self) -> tuple[pa.Schema, Layout, list[np.ndarray]]:
         schemas, layouts, counts = [], [], []
         for file, path in enumerate(self.paths):
-            reader = self._reader(file)
-            schemas.append(reader.schema)
-            layouts.append(check_schema(reader.schema, path=path))
-            counts.append(_rows_per_batch(reader, layouts[-1], path))
+            try:
+                reader = self._reader(file)
+                schemas.append(reader.schema)
+                layouts.append(check_schema(reader.schema, path=path))
+                counts.append(_rows_per_batch(reader, layouts[-1], path))
+            except (pa.ArrowException, ValueError, OSError, KeyError) as error:
+                raise DataError(f"the header is damaged ({_short(error)})", _REPACK, path=path) from error
         if len(set(layouts)) > 1:
             raise DataError(
                 f"files of different layouts: {dict(zip(self.paths, layouts, strict=True))}", "load them apart"
@@ -137,9 +140,10 @@ class ArrowTable:
         row = {name: batch.column(name)[0].as_py() for name in batch.schema.names if name != "image"}
         place = f"{place} ({row['image_id']})"
         empty = [name for name, value in row.items() if value is None]
-        data = batch.column("image")[0].as_buffer()
-        if empty or data is None:
+        pixels = batch.column("image")
+        if empty or pixels.null_count:
             raise DataError(f"column {', '.join(empty or ['image'])} is null", _REPACK, path=place)
+        data = _mapped_bytes(pixels)
         row["image"] = _as_volume(data, row["image_shape"], row["image_dtype"], place)
         if self.verify_crc and row_checksum(memoryview(data), row) != row["row_crc32"]:
             raise DataError("the checksum does not fit: the row was damaged after packing", _REPACK, path=place)
@@ -167,10 +171,7 @@ def _open(path: str) -> pa.ipc.RecordBatchFileReader:
 def _rows_per_batch(reader: pa.ipc.RecordBatchFileReader, layout: Layout, path: str) -> np.ndarray:
     """Rows of each batch; packed files promise one, so that nothing but the footer is read."""
     batches = reader.num_record_batches
-    try:
-        counts = [1] * batches if layout == "mg3d" else [reader.get_batch(n).num_rows for n in range(batches)]
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"a record batch cannot be read ({_short(error)})", _REPACK, path=path) from error
+    counts = [1] * batches if layout == "mg3d" else [reader.get_batch(n).num_rows for n in range(batches)]
     if sum(counts) == 0:
         raise DataError("the file holds no rows", "pack the split again, or leave the corpus out", path=path)
     return np.asarray(counts)
@@ -180,6 +181,14 @@ def _published_row(batch: pa.RecordBatch, offset: int) -> dict[str, Any]:
     row = {name: batch.column(name)[offset].as_py() for name in batch.schema.names}
     row.setdefault("image", None)
     return row
+
+
+def _mapped_bytes(pixels: pa.LargeBinaryArray) -> pa.Buffer:
+    """Bytes of a one-element column as a slice of the map; taking its scalar would copy them."""
+    _, offsets, values = pixels.buffers()
+    width = np.int64 if pa.types.is_large_binary(pixels.type) else np.int32
+    start, end = np.frombuffer(offsets, dtype=width)[pixels.offset : pixels.offset + 2].tolist()
+    return values.slice(start, end - start)
 
 
 def _as_volume(data: pa.Buffer, shape: Sequence[int], dtype: str, place: str) -> np.ndarray:

@@ -6,6 +6,7 @@ L text tokens after padding, S sentences (fragments that own a visible token).
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 import unicodedata
@@ -17,6 +18,9 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from mg3d.datasets.sentence_splitter import split_into_sentences
+
+# fragments are short: threads cost more than they give, and a pool does not survive the fork of a loader worker
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 FragmentSeparator = Literal["blank", "none_reference"]
 NO_SENTENCE: Final = -1

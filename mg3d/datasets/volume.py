@@ -188,7 +188,10 @@ def ctrg_slice(
 
 
 def ctrg_stack(
-    slices: Sequence[np.ndarray], size: Sequence[int] = PRETRAIN_SIZE_DHW, crop_hw: Sequence[int] = CTRG_CROP_HW
+    slices: Sequence[np.ndarray],
+    size: Sequence[int] = PRETRAIN_SIZE_DHW,
+    crop_hw: Sequence[int] = CTRG_CROP_HW,
+    depth_range: Sequence[float] = CTRG_DEPTH_RANGE,
 ) -> np.ndarray:
     """Published CTRG loading (spec 4.1): grey slices in stored order -> one sample image.
 
@@ -196,6 +199,7 @@ def ctrg_stack(
         slices: uint8 ``[H, W]`` each, naturally sorted by file name (stored head to feet; the order is reversed here).
         size: output size (D, H, W).
         crop_hw: rows and columns kept; the published numbers belong to 512 x 512 slices.
+        depth_range: part of the slices kept, from and to, as fractions of their number.
 
     Returns:
         float32 ``[D, 1, H, W]`` in [0, 1].
@@ -204,9 +208,9 @@ def ctrg_stack(
         ValueError: too few slices: the depth crop leaves none.
     """
     count = len(slices)
-    low, high = (int(fraction * count) for fraction in CTRG_DEPTH_RANGE)
+    low, high = (int(fraction * count) for fraction in depth_range)
     if high <= low:
-        raise ValueError(f"{count} slice(s): the depth crop {CTRG_DEPTH_RANGE} leaves none")
+        raise ValueError(f"{count} slice(s): the depth crop {tuple(depth_range)} leaves none")
     kept = [slices[count - 1 - position] for position in range(low, high)]
     # nearest along depth (floor(k * n / D)): only the slices that are used are transformed
     source = [k * len(kept) // size[0] for k in range(size[0])]

@@ -230,3 +230,21 @@ def test_a_step_that_failed_is_done_again_after_resume(packed: Path, tmp_path: P
         resumed = Recorder()
         fit(tmp_path / "resumed", lambda: loader(packed), resumed, resume=path)
         assert resumed.seen == whole[stop_at:], stop_at
+
+
+def resident_kib(pid: int | str = "self") -> int:
+    fields = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in fields if line.startswith(("Private_Clean", "Private_Dirty")))
+
+
+def test_memory_of_a_worker_does_not_grow(tmp_path: Path) -> None:
+    source = loader(write_arrow(tmp_path / "many.arrow", 200, labels=[]), workers=1)
+    early = 0
+    for number, _ in enumerate(source):
+        worker = max(int(pid) for pid in Path("/proc/thread-self/children").read_text().split())
+        if number == 30:
+            early = resident_kib(worker)
+        if number == 90:
+            assert resident_kib(worker) - early < 2048
+            return
+    pytest.fail("the epoch was too short")
