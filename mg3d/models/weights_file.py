@@ -65,22 +65,26 @@ def write_sidecar(path: str | os.PathLike[str]) -> Path:
 def verify_sidecar(path: str | os.PathLike[str]) -> bool:
     """Compare a file with its checksum file.
 
+    The checksum file has one accepted digest per line (two while a checkpoint is being replaced); lines that start with
+    ``#`` are notes.
+
     Returns:
-        True if it matches, False if there is no checksum file.
+        True if a digest matches, False if there is none to compare with.
 
     Raises:
-        CheckpointError: it does not match.
+        CheckpointError: none of them matches.
     """
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
         return False
-    expected = (sidecar.read_text(encoding="utf-8", errors="replace").split() or [""])[0].lower()
-    if file_sha256(path) != expected:
+    lines = sidecar.read_text(encoding="utf-8", errors="replace").splitlines()
+    accepted = [line.split()[0].lower() for line in lines if line.strip() and not line.startswith("#")]
+    if accepted and file_sha256(path) not in accepted:
         raise CheckpointError(
             f"{path} does not match its checksum file {sidecar.name}: the file is damaged or was replaced",
             "copy or download the weights again, or delete the checksum file if you changed the weights yourself",
         )
-    return True
+    return bool(accepted)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

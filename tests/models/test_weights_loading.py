@@ -23,6 +23,7 @@ from mg3d.models.checkpoint import (
     write_sidecar,
 )
 from mg3d.models.vision_encoders import VisionEncoder, create_vision_encoder
+from mg3d.models.weights_file import verify_sidecar
 
 TINY = {"embed_dim": 4, "depths": (2, 2), "num_heads": (2, 4), "window_size": 3}
 
@@ -228,6 +229,16 @@ def test_checksum_file_of_a_torch_checkpoint(tmp_path: Path) -> None:
     flip(path, 100)
     with pytest.raises(CheckpointError, match="does not match"):
         load_checkpoint(path)
+
+
+def test_checksum_file_with_a_note_and_two_digests(tmp_path: Path) -> None:
+    path = save_weights({"weight": torch.ones(3)}, tmp_path / "w.safetensors", {})
+    sidecar = tmp_path / "w.safetensors.sha256"
+    own = sidecar.read_text()
+    sidecar.write_text(f"# step 3\n{'0' * 64}  w.safetensors\n{own}")
+    assert verify_sidecar(path)
+    sidecar.write_text("# step 3\n")
+    assert not verify_sidecar(path)
 
 
 class Evil:
