@@ -17,7 +17,7 @@ from mg3d.config_named import NAMED_CONFIGS
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Words that name the data and the text encoder."""
-    return make_job(tmp_path_factory.mktemp("job"))
+    return make_job(tmp_path_factory.mktemp("job"), rows=2)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ SIZE_DHW = (16, 12, 16)
 def make_job(folder: Path, rows: int = 8) -> list[str]:
     """Write arrows and a text encoder under ``folder`` and return the words that name them to main.py."""
     for corpus in ("clm_ct_rate", "clm_chest_ctrg"):
-        for split, count in (("train", rows), ("val", 4), ("test", 4)):
+        for split, count in (("train", rows), ("val", 2), ("test", 2)):
             _write_arrow(folder / "arrows" / f"{corpus}_{split}.arrow", corpus, split, count)
     encoder = folder / "text encoder"
     wordpiece_tokenizer_from_vocab(VOCAB).save_pretrained(encoder)
