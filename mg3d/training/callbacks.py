@@ -235,7 +235,9 @@ class LastCheckpoint(Checkpoint):
         self._seen_step = trainer.global_step
         if self.monitor.stop_signal:
             self._save_and_stop(trainer, self.monitor.stop_signal)
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        cut = trainer.global_step == trainer.max_steps and not _epoch_is_over(trainer)
+        if due or cut:
             self.save(trainer)
 
     def on_validation_batch_end(
@@ -254,12 +256,13 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after a validation inside an epoch; at the end of an epoch that is done once, below."""
-        if trainer.state.fn == "fit" and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if trainer.state.fn == "fit" and not _epoch_is_over(trainer):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save at the end of an epoch, also where a step limit cut it short."""
-        self.save(trainer)
+        """Save at the end of an epoch; one that a step limit cut short was saved in its middle, to be continued."""
+        if _epoch_is_over(trainer):
+            self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write ``last.ckpt`` on rank 0 (all ranks take part)."""
@@ -269,6 +272,10 @@ class LastCheckpoint(Checkpoint):
     def _save_and_stop(self, trainer: pl.Trainer, signum: int) -> None:
         self.save(trainer)
         raise RunStoppedError(signum, f"step {trainer.global_step} is saved in {self.path}")
+
+
+def _epoch_is_over(trainer: pl.Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
 
 class ValidationImages(Callback):

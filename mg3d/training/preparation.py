@@ -12,7 +12,7 @@ import torch
 from mg3d.config_schema import MG3DConfig
 from mg3d.errors import CheckpointError, MG3DError, RunFailedError
 from mg3d.training import collective, environment
-from mg3d.training.checkpoint_io import check_file, newest_checkpoint, read_sidecar
+from mg3d.training.checkpoint_io import check_file, newest_checkpoint, read_sidecar, remove_leftovers
 from mg3d.training.processes import ProcessLayout
 from mg3d.training.run_folder import CHECKPOINTS, create_run_folder, run_name, versions
 
@@ -38,6 +38,8 @@ def resolve_resume(cfg: MG3DConfig) -> Path | None:
         choice = newest_checkpoint(folders)
         for path, problem in choice.skipped:
             log.warning("resume: skipped %s: %s", path, problem)
+        for path in remove_leftovers(choice.path.parent):
+            log.info("resume: removed the half-written %s", path)
         return choice.path
     problem = check_file(given)
     if not problem and read_sidecar(given)[1].get("kind") == "weights":

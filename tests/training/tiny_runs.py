@@ -19,7 +19,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(HERE), str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tiny_task"])
+CONTEXT.set_forkserver_preload(["tiny_task", "tiny_runs"])
 DEADLINE_S = 120.0
 
 
@@ -96,3 +96,14 @@ def kill_after_step(log_dir: Path, step: int, signum: int = signal.SIGKILL, **ke
 def compared(line: dict[str, Any]) -> dict[str, Any]:
     """What must be identical in two runs: everything but the clock."""
     return {key: value for key, value in line.items() if key not in ("seconds", "samples_per_s")}
+
+
+def write_checkpoints(path: Path, first_step: int) -> None:
+    """Overwrite one checkpoint until killed."""
+    import torch
+
+    from mg3d.training.checkpoint_io import AtomicCheckpointIO
+
+    for step in range(first_step, first_step + 1000):
+        content = {"global_step": step, "epoch": 0, "state_dict": {"w": torch.full((400_000,), float(step))}}
+        AtomicCheckpointIO().save_checkpoint({**content, "optimizer_states": []}, path)

@@ -85,7 +85,7 @@ class TinyModule(pl.LightningModule):
                 if options.get("nan_in", "loss") == "loss"
                 else total + _NanGradient.apply(self.net[0].weight)
             )
-        self.last_step_terms = {"error_loss": float(error)}
+        self.last_step_terms = {"error_loss": float(error.detach())}
         self.log("tiny/train/loss", total)
         return {"loss": total, "error_loss": error.detach(), "noise": torch.rand(())}
 
