@@ -173,7 +173,7 @@ class MG3DModule(MG3DNetwork, pl.LightningModule):
             means[f"{name}/{phase}/accuracy"] if name in METRIC_IS_ACCURACY else -means[f"{name}/{phase}/loss"]
             for name in self.options.objectives
         )
-        self.log_dict(logged, sync_dist=False, rank_zero_only=False)
+        self.log_dict(logged, sync_dist=True)  # equal on all ranks already; the flag keeps Lightning quiet
 
     # ---------------------------------------------------------------- optimisation
     def configure_optimizers(self) -> OptimizerLRScheduler:

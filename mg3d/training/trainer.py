@@ -142,9 +142,17 @@ def default_datamodule(cfg: MG3DConfig) -> pl.LightningDataModule:
 
 def default_module(cfg: MG3DConfig, num_training_steps: int) -> pl.LightningModule:
     """Model of the pre-training task."""
+    from mg3d.datasets.arrow_schema import AXIS_ORDER
+    from mg3d.datasets.volume import CROP_FRACTIONS_DHW, TARGET_SPACING_MM, WINDOW_HU
     from mg3d.models.mg3d_module import MG3DModule
 
-    return MG3DModule(cfg, num_training_steps=num_training_steps)
+    geometry = {
+        "axis_order": AXIS_ORDER,
+        "spacing_mm": list(TARGET_SPACING_MM),
+        "crop_fractions_dhw": list(CROP_FRACTIONS_DHW),
+        "window_hu": list(WINDOW_HU),
+    }
+    return MG3DModule(cfg, num_training_steps=num_training_steps, geometry=geometry)
 
 
 @dataclasses.dataclass(frozen=True)

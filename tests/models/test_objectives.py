@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_network import take, tiny_batch, tiny_network, total_loss
+from tiny_network import enlarge, take, tiny_batch, tiny_network, total_loss
 from torch import Tensor
 
 from mg3d.errors import ConfigError
@@ -27,13 +27,7 @@ def gradients(net: MG3DNetwork, batch: dict) -> dict[str, Tensor]:
 
 
 def everything(**options) -> MG3DNetwork:
-    """All five objectives, with the small initial weights enlarged so that every path counts."""
-    net = tiny_network(objectives=EVERY, **options).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.dim() > 1 and float(parameter.std()) < 0.03:
-                parameter *= 8.0
-    return net
+    return enlarge(tiny_network(objectives=EVERY, **options)).eval()
 
 
 def test_an_unknown_objective_is_named_with_its_neighbour():

@@ -37,6 +37,15 @@ def tiny_network(frozen: bool = True, embed_dim: int = 6, **options: Any) -> MG3
     return MG3DNetwork(vision, BertTextEncoder(BertModel(bert_config()), frozen=frozen), NetworkOptions(**chosen))
 
 
+def enlarge(net: MG3DNetwork) -> MG3DNetwork:
+    """Enlarge the small initial weights, so that every path counts and no norm divides by next to nothing."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() > 1 and float(parameter.std()) < 0.03:
+                parameter *= 8.0
+    return net
+
+
 def _volumes(count: int, rng: torch.Generator) -> Tensor:
     """Volumes [count, D, 1, H, W] in [0, 1] with coarse structure and a little noise."""
     coarse = torch.rand(count, 1, *(size // 8 for size in VOLUME), generator=rng)
