@@ -1,7 +1,7 @@
 """What each part of the pre-training adds, on phantom studies: ``python benchmarks/learning_study.py --out DIR``.
 
-Every variant is one `main.py` run of the named config `demo` with a few words changed, over several seeds. Finished runs are
-kept, so a stopped study goes on where it was. Prints a table and, as the last line, one JSON object.
+Every variant is one `main.py` run of the named config `demo` with a few words changed, over several seeds. Finished
+runs are kept, so a stopped study goes on where it was. Prints a table and, as the last line, one JSON object.
 """
 
 from __future__ import annotations

@@ -66,10 +66,10 @@ def _build_encoders(cfg: MG3DConfig) -> tuple[VisionEncoder, BertTextEncoder]:
     for key, width in widths:
         if getattr(cfg, key) not in (None, width):
             raise ConfigError(f"{key}={getattr(cfg, key)}, but the encoder's width is {width}", f"write {key}={width}")
-    if (cfg.vocab_size or 0) > language.vocab_size:
+    if cfg.vocab_size not in (None, language.vocab_size):
         raise ConfigError(
-            f"vocab_size={cfg.vocab_size} exceeds the {language.vocab_size} entries of {cfg.tokenizer}",
-            f"write vocab_size={language.vocab_size}",
+            f"vocab_size={cfg.vocab_size}, but {cfg.tokenizer} has {language.vocab_size} entries",
+            f"write vocab_size={language.vocab_size}, or vocab_size=None to take the text encoder's",
         )
     return vision, language
 
