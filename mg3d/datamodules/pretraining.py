@@ -91,6 +91,20 @@ class MG3DDataModule(pl.LightningDataModule):
         sampler = EpochBatchSampler(rows, self.cfg.per_gpu_batchsize, shuffle=False, drop_last=False)
         return self._loader(split, sampler)
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Add the one cell mask of the whole batch when ``mim_mask_mode`` is ``batch_reference``.
+
+        Drawn here, in the training process, from numpy's global generator, as the published code does in its model.
+        """
+        cfg = self.cfg
+        if cfg.mim_mask_mode == "batch_reference" and cfg.loss_names["swin_unetr_mim"] > 0 and "mim_mask" not in batch:
+            from mg3d.models.masking import reference_cell_mask
+
+            count, depth, _, height, width = batch["image"].shape
+            cells = reference_cell_mask((depth, height, width), cfg.mim_window, cfg.mim_mask_ratio)
+            batch["mim_mask"] = (cells != 0).expand(count, *cells.shape)
+        return batch
+
     def _processes(self) -> dict[str, int]:
         if self.trainer is None:
             return {"rank": 0, "world_size": 1}

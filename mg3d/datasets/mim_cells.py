@@ -8,14 +8,14 @@ import numpy as np
 
 
 def cell_grid(size_dhw: Sequence[int], window: int) -> tuple[int, int, int]:
-    """Return the number of cells per axis (d, h, w) for cubic cells of ``window`` voxels.
+    """Return the number of cells per axis (d, h, w) for cubic cells of ``window`` voxels; the last may be cut.
 
     Raises:
-        ValueError: the window does not divide the volume.
+        ValueError: a size or the window is below 1.
     """
-    if window < 1 or any(size % window for size in size_dhw):
-        raise ValueError(f"mim_window {window} does not divide the volume {tuple(size_dhw)}")
-    depth, height, width = (size // window for size in size_dhw)
+    if window < 1 or min(size_dhw) < 1:
+        raise ValueError(f"expected positive sizes and a positive mim_window, got {tuple(size_dhw)} and {window}")
+    depth, height, width = (-(-size // window) for size in size_dhw)
     return depth, height, width
 
 

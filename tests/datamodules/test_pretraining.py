@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from arrow_builders import SHAPE_DHW, tokenizer, write_corpus
@@ -88,6 +89,22 @@ def test_cells_come_with_the_batch_only_when_drawn_per_sample(config: Callable[.
         {"loss_names": {"swin_unetr_mim": 0.0, "sen_mlm": 1.0}},
     ):
         assert "mim_mask" not in next(iter(MG3DDataModule(config(**changes), TOKENIZER).train_dataloader()))
+
+
+def test_reference_cells_are_one_draw_of_the_global_generator(config: Callable[..., MG3DConfig]) -> None:
+    data = MG3DDataModule(config(mim_mask_mode="batch_reference"), TOKENIZER)
+    np.random.seed(7)
+    batch = data.on_before_batch_transfer(next(iter(data.train_dataloader())), 0)
+    np.random.seed(7)
+    kept = np.random.choice(16, 8, replace=False)
+    expected = np.ones(16, dtype=bool)
+    expected[kept] = False
+    assert batch["mim_mask"].shape == (2, 2, 2, 4) and batch["mim_mask"].dtype == torch.bool
+    for cells in batch["mim_mask"]:
+        np.testing.assert_array_equal(cells.flatten().numpy(), expected)
+    other = MG3DDataModule(config(), TOKENIZER)
+    drawn = next(iter(other.train_dataloader()))
+    assert other.on_before_batch_transfer(drawn, 0)["mim_mask"] is drawn["mim_mask"]
 
 
 def test_missing_and_damaged_files_are_known_at_setup(config: Callable[..., MG3DConfig], tmp_path: Path) -> None:

@@ -126,8 +126,9 @@ def test_hidden_cells_count_and_seed(ratio: float) -> None:
 
 
 def test_cells_and_seeds_refuse_nonsense() -> None:
-    with pytest.raises(ValueError, match="mim_window 16 does not divide"):
-        cell_grid((128, 100, 128), 16)
+    assert cell_grid((128, 100, 17), 16) == (8, 7, 2)
+    with pytest.raises(ValueError, match="positive mim_window"):
+        cell_grid((128, 96, 128), 0)
     with pytest.raises(ValueError, match="mim_mask_ratio"):
         random_cells(0, (2, 2, 2), 1.5)
     with pytest.raises(ValueError, match="unknown purpose"):
