@@ -71,8 +71,9 @@ def _check_batches(config: MG3DConfig) -> None:
     if len(set(config.datasets)) != len(config.datasets):
         raise ConfigError(f"datasets={list(config.datasets)} names a corpus twice", "name each corpus once")
     for key in ("train_transform_keys", "val_transform_keys"):
-        if not getattr(config, key):
-            raise ConfigError(f"{key}=[] names no image pipeline", f"write {key}=[clip]")
+        if len(getattr(config, key)) != 1:
+            found = list(getattr(config, key))
+            raise ConfigError(f"{key}={found} does not name one image pipeline", f"write {key}=[clip]")
     batch, part = config.batch_size, config.per_gpu_batchsize
     if batch > part and batch % part:
         raise ConfigError(

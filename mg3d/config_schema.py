@@ -64,8 +64,12 @@ class MG3DConfig:
     )
     per_gpu_batchsize: int = setting(4, "studies a forward pass of one process", low=1)
     num_workers: int = setting(8, "loader processes a rank", low=0, high=256)
-    train_transform_keys: tuple[str, ...] = setting(["clip"], "image pipeline of training", choices=["clip"])
-    val_transform_keys: tuple[str, ...] = setting(["clip"], "image pipeline of validation and test", choices=["clip"])
+    train_transform_keys: tuple[str, ...] = setting(
+        ["clip"], "image pipeline of training", choices=["clip", "volume_resizedcrop"]
+    )
+    val_transform_keys: tuple[str, ...] = setting(
+        ["clip"], "image pipeline of validation and test", choices=["clip", "volume_resizedcrop"]
+    )
     image_size: int | tuple[int, ...] = setting(128, "published switch 96, 128, 160, 192; or [D,H,W] voxels", high=1024)
     draw_false_image: int = setting(0, "extra negative volumes a study; 1 when itm is on", low=0, high=16)
     image_only: bool = setting(False, "leave every text out")
