@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from tools.golden.compare import exact_ratio, gradient_ratio, output_ratio, parse_gradient_rule, reduce_like
-from tools.golden.index import Entry, GoldenError
+from tools.golden.compare import gradient_ratio, json_ratio, output_ratio, parse_gradient_rule, reduce_like
+from tools.golden.index import Entry, GoldenError, json_leaves
 from tools.golden.measure import root_mean_square
 
 FORMS = ("slice", "l2", "mean_std")
+OUTPUTS = ("out.", "grad.", "loss.")
+"""Prefixes of names that hold results: reading such a tensor does not count, it has to be compared."""
 
 
 @dataclass
@@ -23,18 +25,6 @@ class Tally:
     read: set[str] = field(default_factory=set)
     compared: dict[str, float] = field(default_factory=dict)
     excused: set[str] = field(default_factory=set)
-
-
-def json_leaves(body: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every scalar or list of scalars of a JSON body with its dotted path."""
-    if isinstance(body, dict) and body:
-        for key, value in body.items():
-            yield from json_leaves(value, f"{path}/{key}" if path else str(key))
-    elif isinstance(body, list) and any(isinstance(item, (dict, list)) for item in body):
-        for position, value in enumerate(body):
-            yield from json_leaves(value, f"{path}/{position}" if path else str(position))
-    else:
-        yield path, body
 
 
 def value_at(body: Any, path: str) -> Any:
@@ -168,17 +158,10 @@ class Bundle:
         if set(mine) != set(stored):
             tally.compared.update(dict.fromkeys(stored or {path: None}, math.inf))
             return
+        relative = entry.tolerance["rtol"] if rtol is None else rtol
+        absolute = entry.tolerance["atol"] if atol is None else atol
         for leaf, item in stored.items():
-            tally.compared[leaf] = self._json_ratio(mine[leaf], item, entry, rtol, atol)
-
-    @staticmethod
-    def _json_ratio(mine: Any, stored: Any, entry: Entry, rtol: float | None, atol: float | None) -> float:
-        if isinstance(stored, float) and isinstance(mine, (int, float)) and not isinstance(mine, bool):
-            relative = entry.tolerance["rtol"] if rtol is None else rtol
-            allowed = (entry.tolerance["atol"] if atol is None else atol) + relative * abs(stored)
-            difference = abs(mine - stored)
-            return 0.0 if difference == 0 else difference / allowed if allowed else math.inf
-        return exact_ratio(mine, stored)
+            tally.compared[leaf] = json_ratio(mine[leaf], item, relative, absolute)
 
     def check_rates(self, entry: Entry, path: str, base_lr: float, factor: float) -> None:
         """Compare the learning rates of a schedule row: ``lr_base``, and ``lr_x<multiplier>`` for faster groups."""
@@ -223,7 +206,9 @@ class Bundle:
                 self.excuse_json(entry, leaf)
                 continue
             lowest, highest = ranges.get(name, (math.inf, math.inf))
-            self.check_json(entry, leaf, min(max(stored, lowest), highest), rtol=rule.norm_rtol)
+            known = math.isfinite(lowest) and math.isfinite(highest)
+            nearest = min(max(stored, lowest), highest) if known else math.inf
+            self.check_json(entry, leaf, nearest, rtol=rule.norm_rtol)
 
     def step_floor(self, entry: Entry) -> float:
         """Gradient entry below which the file's rule takes an optimiser step as undetermined."""
@@ -236,6 +221,7 @@ class Bundle:
     def outcome(self, entry: Entry) -> tuple[int, list[str], float]:
         """Number compared, names never touched, and the largest error over allowed."""
         tally = self.tallies[entry.name]
-        every = list(entry.tensors) or [leaf for leaf, _ in json_leaves(entry.body)]
-        untouched = [n for n in every if n not in tally.read and n not in tally.compared and n not in tally.excused]
+        prefixes = OUTPUTS if entry.role != "state" else ()
+        read = {name for name in tally.read if not name.startswith(prefixes)}
+        untouched = [name for name in entry.value_names() if name not in read | tally.compared.keys() | tally.excused]
         return len(tally.compared), untouched, max(tally.compared.values(), default=0.0)

@@ -52,17 +52,35 @@ def parse_gradient_rule(text: str) -> GradientRule:
     return GradientRule(*(float(match.group(1)) for match in found if match))
 
 
-def exact_ratio(computed: Any, stored: Any) -> float:
-    """0 when equal, infinity otherwise; for integers, masks and texts."""
-    if isinstance(stored, torch.Tensor):
-        same = isinstance(computed, torch.Tensor) and computed.shape == stored.shape
-        return 0.0 if same and torch.equal(computed.to(stored.dtype), stored) else math.inf
-    return 0.0 if computed == stored else math.inf
+def exact_ratio(computed: torch.Tensor, stored: torch.Tensor) -> float:
+    """0 when equal, infinity otherwise; for integers and masks of any width."""
+    same = computed.shape == stored.shape and torch.equal(computed.double(), stored.double())
+    return 0.0 if same else math.inf
+
+
+def json_ratio(computed: Any, stored: Any, rtol: float, atol: float) -> float:
+    """Error over allowed of a JSON value: floats by tolerance, lists by their worst entry, all else exactly."""
+    if isinstance(stored, list):
+        if not isinstance(computed, (list, tuple)) or len(computed) != len(stored):
+            return math.inf
+        pairs = zip(computed, stored, strict=True)
+        return max((json_ratio(mine, theirs, rtol, atol) for mine, theirs in pairs), default=0.0)
+    if isinstance(stored, float) and isinstance(computed, (int, float)) and not isinstance(computed, bool):
+        return _over(abs(computed - stored), atol + rtol * abs(stored))
+    same_kind = isinstance(computed, bool) == isinstance(stored, bool)
+    return 0.0 if same_kind and computed == stored else math.inf
+
+
+def _over(error: float, allowed: float) -> float:
+    """Error over allowed; infinity when anything is not finite, also where nothing is allowed."""
+    if error == 0.0:
+        return 0.0
+    return error / allowed if allowed > 0.0 and math.isfinite(error) and math.isfinite(allowed) else math.inf
 
 
 def output_ratio(computed: torch.Tensor, stored: torch.Tensor, rtol: float, atol: float) -> float:
     """Largest |a - b| / (atol + rtol |b|), per element; infinity for another shape or a non-finite value."""
-    if computed.shape != stored.shape or not torch.isfinite(computed).all():
+    if not _comparable(computed, stored):
         return math.inf
     if not stored.dtype.is_floating_point:
         return exact_ratio(computed, stored)
@@ -71,43 +89,49 @@ def output_ratio(computed: torch.Tensor, stored: torch.Tensor, rtol: float, atol
     return float((difference / allowed).max()) if stored.numel() else 0.0
 
 
+def _comparable(computed: torch.Tensor, stored: torch.Tensor) -> bool:
+    return computed.shape == stored.shape and bool(torch.isfinite(computed).all() and torch.isfinite(stored).all())
+
+
 def gradient_ratio(
     computed: torch.Tensor, stored: torch.Tensor, rtol: float, atol: float, largest: float, rule: GradientRule
 ) -> float:
     """Error over allowed by the gradient rule: relative to the tensor's largest entry, or to G for true zeros.
 
     Args:
-        computed: gradient of the shipped module; None counts as zeros.
+        computed: gradient of the shipped module.
         stored: recorded gradient.
         rtol: relative tolerance.
         atol: absolute tolerance.
         largest: G, the largest absolute gradient entry of the file.
         rule: numbers of the rule.
     """
-    if computed.shape != stored.shape or not torch.isfinite(computed).all():
+    if not _comparable(computed, stored):
         return math.inf
-    peak = float(stored.abs().max()) if stored.numel() else 0.0
+    if not stored.numel():
+        return 0.0
+    peak = float(stored.abs().max())
     if peak < rule.zero_share * largest:
-        return float(computed.abs().max()) / (rule.zero_allowed * largest)
-    return float((computed.double() - stored.double()).abs().max()) / (atol + rtol * peak)
+        return _over(float(computed.abs().max()), rule.zero_allowed * largest)
+    return _over(float((computed.double() - stored.double()).abs().max()), atol + rtol * peak)
 
 
-def reduce_like(name: str, value: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+def reduce_like(form: str, value: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
     """Bring a full value to the form it was stored in.
 
-    The format stores large tensors as a strided sample (stride = full size / stored size per axis), as an L2 norm,
-    or as mean and standard deviation.
+    The format stores large tensors as a strided sample (stride = full size / stored size per axis, rounded up), as an
+    L2 norm, or as mean and standard deviation.
 
     Args:
-        name: the form, as the stored name's last words state it.
+        form: the last words of the stored name: ``slice``, ``l2``, ``mean_std``, or nothing for the whole tensor.
         value: full tensor.
         stored: what it is compared with, for the target shape.
     """
-    if name == "l2":
+    if form == "l2":
         return value.norm()
-    if name == "mean_std":
+    if form == "mean_std":
         return torch.stack([value.mean(), value.std()])
-    if value.dim() == stored.dim() and value.shape != stored.shape:
-        strides = [full // kept if kept else 1 for full, kept in zip(value.shape, stored.shape, strict=True)]
+    if form == "slice" and value.dim() == stored.dim():
+        strides = [-(-full // max(kept, 1)) for full, kept in zip(value.shape, stored.shape, strict=True)]
         return value[tuple(slice(None, None, max(stride, 1)) for stride in strides)]
     return value

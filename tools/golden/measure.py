@@ -45,6 +45,16 @@ def step_ranges(module: nn.Module, optimizer: Optimizer, floor: float) -> dict[s
     return ranges
 
 
+def cube_edge(cells: int) -> int:
+    """Edge of a cube of that many cells."""
+    return round(cells ** (1 / 3))
+
+
+def window_edge(table_rows: int) -> int:
+    """Edge of the cubic attention window whose bias table has that many rows, one per offset of two cells."""
+    return (cube_edge(table_rows) + 1) // 2
+
+
 def root_mean_square(norm: float, count: int) -> float:
     """Root mean square of the ``count`` entries of a tensor with that L2 norm."""
     return norm / count**0.5

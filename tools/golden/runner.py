@@ -12,6 +12,11 @@ from tools.golden.adapters import FAMILIES
 from tools.golden.bundle import Bundle
 from tools.golden.index import Entry, GoldenError, load_directory
 
+PASSIVE_ROLES = ("state", "input")
+"""Roles of entries that hold nothing to compare: another entry has to consume them."""
+
+NOT_CONSUMED = "no partner entry consumes it"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -44,7 +49,7 @@ class Outcome:
 
 
 def _failed(entry: Entry, problem: str) -> Outcome:
-    return Outcome(entry.name, 0, list(entry.tensors), math.inf, problem)
+    return Outcome(entry.name, 0, entry.value_names(), math.inf, problem)
 
 
 def _judge(entry: Entry, bundle: Bundle) -> Outcome:
@@ -56,7 +61,7 @@ def _judge(entry: Entry, bundle: Bundle) -> Outcome:
         tally = bundle.tallies[entry.name].compared
         problem = f"differs: {max(tally, key=lambda name: tally[name])}"
     elif compared == 0 and not any(bundle.outcome(partner)[0] for partner in others):
-        problem = "no partner entry consumes it"
+        problem = NOT_CONSUMED
     else:
         problem = ""
     return Outcome(entry.name, compared, untouched, worst, problem)
@@ -80,6 +85,24 @@ def run_group(family: str, entries: list[Entry]) -> Bundle:
     return bundle
 
 
+def _group(entry: Entry, entries: list[Entry]) -> list[Entry]:
+    """The entry and its partners; a state or input that names none belongs to the run of the entry that uses it."""
+    by_name = {member.name: member for member in entries}
+    if not entry.uses and entry.role in PASSIVE_ROLES:
+        entry = next((user for user in entries if entry.name in user.uses and user.family == entry.family), entry)
+    return [entry, *(by_name[name] for name in entry.uses if name in by_name and name != entry.name)]
+
+
+def _run_safely(family: str, group: list[Entry], details: bool) -> Bundle | str:
+    """The finished run, or what stopped it."""
+    try:
+        return run_group(family, group)
+    except Exception as error:  # one broken adapter or entry must not hide the others
+        if details:
+            traceback.print_exc()
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
 def check_directory(directory: Path, *, details: bool = False) -> list[Outcome]:
     """Check every entry of a directory.
 
@@ -94,23 +117,19 @@ def check_directory(directory: Path, *, details: bool = False) -> list[Outcome]:
         GoldenError: if the index itself cannot be used.
     """
     entries, broken = load_directory(directory)
-    by_name = {entry.name: entry for entry in entries}
     finished: dict[frozenset[str], Bundle | str] = {}
     outcomes = []
     for entry in entries:
-        group = [entry, *(by_name[name] for name in entry.uses if name in by_name)]
+        group = _group(entry, entries)
         bad = next((broken[member.name] for member in group if member.name in broken), None)
+        if bad is None and entry.role in PASSIVE_ROLES and len(group) == 1:
+            bad = NOT_CONSUMED
         if bad is not None:
             outcomes.append(_failed(entry, bad))
             continue
         key = frozenset(member.name for member in group) | {f"family {entry.family}"}
         if key not in finished:
-            try:
-                finished[key] = run_group(entry.family, group)
-            except Exception as error:  # one broken adapter or entry must not hide the others
-                if details:
-                    traceback.print_exc()
-                finished[key] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            finished[key] = _run_safely(entry.family, group, details)
         result = finished[key]
         outcomes.append(_failed(entry, result) if isinstance(result, str) else _judge(entry, result))
     return outcomes

@@ -13,6 +13,7 @@ from mg3d.models.masking import apply_mask, reference_cell_mask
 from mg3d.models.vision_encoders.registry import create_vision_encoder
 from tools.golden.adapters.common import compare, loaded
 from tools.golden.bundle import Bundle
+from tools.golden.measure import cube_edge
 
 SWIN_OPTIONS = ("embed_dim", "depths", "num_heads", "window_size", "patch_size", "mlp_ratio")
 
@@ -25,15 +26,15 @@ def _swin(bundle: Bundle, name: str, **options: object) -> nn.Module:
 
 def _input_size(bundle: Bundle, stride: Sequence[int]) -> list[int]:
     """Voxels per axis of a volume that was stored coarsely: the last stage's grid times the encoder's stride."""
-    grid = bundle.peek("out.x4").shape[2:]
+    deepest = max(name for name in bundle.names("out.x") if name.removeprefix("out.x").isdigit())
+    grid = bundle.peek(deepest).shape[2:]
     return [cells * step for cells, step in zip(grid, stride, strict=True)]
 
 
 def _volume(bundle: Bundle, encoder: nn.Module) -> Tensor:
     """The model input: stored as float, as 8-bit grey, or as coarse 8-bit grey whose voxels are repeated."""
-    for name in ("in.image", "in.image_u8", "in.coarse_u8"):
-        if bundle.has(name):
-            stored = bundle.read(name)
+    names = ("in.image", "in.image_u8", "in.coarse_u8")
+    stored = bundle.read(next((name for name in names if bundle.has(name)), "in.image"))
     if not stored.dtype.is_floating_point:
         stored = torch.from_numpy(to_unit_range(stored.numpy()))
     if bundle.has("in.coarse_u8"):
@@ -42,8 +43,9 @@ def _volume(bundle: Bundle, encoder: nn.Module) -> Tensor:
 
 
 def relative_position_index(bundle: Bundle) -> None:
-    """Index of the bias table; its window follows from the table's size."""
-    encoder = create_vision_encoder("swin_b")
+    """Index of the bias table; without a setting, its window is the cube with as many cells as the index has rows."""
+    window = bundle.config.get("window_size", cube_edge(len(bundle.peek("index"))))
+    encoder = create_vision_encoder("swin_b", window_size=window)
     bundle.check("index", encoder.layers1[0].blocks[0].attn.relative_position_index)
 
 
@@ -51,7 +53,7 @@ def swin(bundle: Bundle) -> None:
     """All stages, tokens, gradients, and a forward pass with masked cells."""
     encoder = _swin(bundle, "swin_b")
     volume = _volume(bundle, encoder)
-    stages = encoder.forward_features(volume)
+    stages = encoder.forward_features(volume, normalize=bundle.options.get("layer_norm_outputs", True))
     outputs = {f"x{position}": stage for position, stage in enumerate(stages)}
     compare(bundle, encoder, {"image": volume}, outputs)
     with torch.no_grad():

@@ -7,7 +7,12 @@ import json
 import numpy as np
 import torch
 
-from mg3d.datasets.volume import ct_rate_offline_resample, ct_rate_online_crop_resize, ctrg_stack
+from mg3d.datasets.volume import (
+    PRETRAIN_SIZE_DHW,
+    ct_rate_offline_resample,
+    ct_rate_online_crop_resize,
+    ctrg_stack,
+)
 from tools.golden.bundle import Bundle
 
 
@@ -19,16 +24,24 @@ def ctrg(bundle: Bundle) -> None:
     coarse = bundle.read("coarse_u8").numpy()
     slices = coarse.repeat(block_rows, axis=1).repeat(block_columns, axis=2)[:, :rows, :columns]
     depth = len(bundle.peek("slice_map"))
-    out = torch.from_numpy(ctrg_stack(list(slices), (depth, *config["resize"]), config["center_crop"])).squeeze(1)
+    size = (depth, *config["resize"])
+    stack = ctrg_stack(list(slices), size, config["center_crop"], depth_range=config["crop_fraction"])
+    out = torch.from_numpy(stack).squeeze(1)
     unique, position = torch.unique_consecutive(out, dim=0, return_inverse=True)
     bundle.check("unique_slices", unique)
     bundle.check("slice_map", position)
 
 
 def ct_rate(bundle: Bundle) -> None:
-    """Loading of a preprocessed volume; fractions are stored in the order of its axes (Z, X, Y)."""
+    """Loading of a preprocessed volume; fractions are stored in the order of its axes (Z, X, Y).
+
+    The size of the result is that of the stored one; where only a sample of it is stored, the pre-training size.
+    """
     along_z, along_x, along_y = bundle.config["fractions"]
-    out = ct_rate_online_crop_resize(bundle.read("in.arr_0").numpy(), (along_z, along_y, along_x))
+    size = bundle.config.get("size", PRETRAIN_SIZE_DHW)
+    if bundle.has("out"):
+        size = bundle.peek("out").squeeze(1).shape
+    out = ct_rate_online_crop_resize(bundle.read("in.arr_0").numpy(), (along_z, along_y, along_x), size)
     bundle.check("out", torch.from_numpy(out))
 
 

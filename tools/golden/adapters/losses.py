@@ -61,17 +61,18 @@ def local_contrast(bundle: Bundle) -> None:
         "dcl": contrastive_loss(*aggregated),
         "ssm": sentence_similarity_loss(visual_BSF, padded(text)[0], mask_BS, *bundle.config["thresholds"]),
     }
-    terms["total"] = torch.stack([terms[name] for name in ("cml", "dcl", "ssm")]).sum()
+    terms["total"] = torch.stack([terms[name] for name in bundle.options["terms"]]).sum()
     leaves = {f"grad.in.{name}": value for name, value in inputs.items()} | _named("sen_image", visual)
     leaves |= {f"grad.param.{name}": value for name, value in heads.named_parameters()}
     _check_losses(bundle, terms, "total", leaves)
 
 
 def sentence_similarity(bundle: Bundle) -> None:
-    """Sentence similarity matching alone, at the default thresholds."""
+    """Sentence similarity matching alone; without stored thresholds, at the default ones."""
     visual, text = sequence(bundle, "in.sen_image"), sequence(bundle, "in.sen_text")
     visual_BSF, mask_BS = padded(visual)
-    loss = sentence_similarity_loss(visual_BSF, padded(text)[0], mask_BS)
+    thresholds = bundle.config.get("thresholds", ())
+    loss = sentence_similarity_loss(visual_BSF, padded(text)[0], mask_BS, *thresholds)
     _check_losses(bundle, {"ssm": loss}, "ssm", _named("sen_image", visual))
 
 

@@ -22,19 +22,26 @@ from mg3d.models.vision_encoders.registry import create_vision_encoder
 from tools.golden.adapters.common import loaded, unpadded
 from tools.golden.bundle import Bundle
 from tools.golden.index import Entry
-from tools.golden.measure import gradient_norms, step_ranges
+from tools.golden.measure import gradient_norms, step_ranges, window_edge
 
 REUSE = {"projected": "projected_reference"}
 
 
-def _network(bundle: Bundle, reuse: str) -> MG3DNetwork:
+def _bias_table(bundle: Bundle) -> int:
+    """Rows of the first attention bias table."""
+    return len(bundle.peek(next(name for name in bundle.names() if name.endswith("relative_position_bias_table"))))
+
+
+def network(bundle: Bundle, reuse: str) -> MG3DNetwork:
+    """The network of the stored sizes and settings, randomly initialised."""
     config = bundle.config
     vision = create_vision_encoder(
         "swin_l" if config["swin_l"] else "swin_b",
-        patch_merging="legacy",
+        patch_merging=bundle.options.get("patch_merging", "legacy"),
         embed_dim=config["embed_dim"],
         depths=config["swin_depths"],
         num_heads=config["swin_heads"],
+        window_size=window_edge(_bias_table(bundle)),
     )
     text = BertConfig(
         vocab_size=config["vocab_size"],
@@ -60,7 +67,7 @@ def _network(bundle: Bundle, reuse: str) -> MG3DNetwork:
         objectives=tuple(config["loss_weights"]),
     )
     encoder = BertTextEncoder(BertModel(text), frozen=True, eval_mode=bundle.options["text_encoder_eval"])
-    return loaded(MG3DNetwork(vision, encoder, options), bundle.state())
+    return MG3DNetwork(vision, encoder, options)
 
 
 def _report(bundle: Bundle, position: int) -> ReportEncoding:
@@ -166,7 +173,7 @@ def pretraining_step(bundle: Bundle) -> None:
     entry = bundle.bodies()[0]
     batch = _batch(bundle)
     for reuse in bundle.options["image_feature_reuse"]:
-        net = _network(bundle, reuse)
+        net = loaded(network(bundle, reuse), bundle.state())
         with torch.no_grad():
             encoded = net.encode(batch)
             _check_masked_branches(bundle, net, encoded)
