@@ -37,22 +37,22 @@ def _child(keys: dict[str, Any], output: str, environ: dict[str, str]) -> None:
     sys.exit(code)
 
 
-def start(log_dir: Path, environ: dict[str, str] | None = None, **keys: Any) -> BaseProcess:
-    """A run of the tiny task; its output goes to ``log_dir/output.txt``."""
+def start(log_dir: Path, environ: dict[str, str] | None = None, output: str = "output.txt", **keys: Any) -> BaseProcess:
+    """A run of the tiny task; its output goes to a file in ``log_dir``."""
     log_dir.mkdir(parents=True, exist_ok=True)
     environ = {"OMP_NUM_THREADS": "1", **(environ or {})}
-    arguments = ({"log_dir": str(log_dir), **keys}, str(log_dir / "output.txt"), environ)
+    arguments = ({"log_dir": str(log_dir), **keys}, str(log_dir / output), environ)
     process = CONTEXT.Process(target=_child, args=arguments)
     process.start()
     return process
 
 
-def finish(process: BaseProcess, log_dir: Path) -> int:
+def finish(process: BaseProcess, log_dir: Path, output: str = "output.txt") -> int:
     """Exit code of a run (negative: killed by that signal)."""
     process.join(DEADLINE_S)
     if process.exitcode is None:
         process.kill()
-        raise TimeoutError((log_dir / "output.txt").read_text()[-2000:])
+        raise TimeoutError((log_dir / output).read_text()[-2000:])
     return process.exitcode
 
 

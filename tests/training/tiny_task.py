@@ -79,7 +79,8 @@ class TinyModule(pl.LightningModule):
         error = (self.net(x) - x).square().mean()
         self.queue.copy_(torch.cat([self.queue[1:], x[:1]]))
         total = error + self.queue.abs().mean() * error
-        if self.global_step + 1 in options.get("nan_steps", []):
+        bad = self.global_step + 1 in options.get("nan_steps", [])
+        if bad and self.global_rank == options.get("nan_rank", self.global_rank):
             total = (
                 total * float("nan")
                 if options.get("nan_in", "loss") == "loss"

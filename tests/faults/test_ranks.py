@@ -1,0 +1,96 @@
+"""Two processes over gloo: killed together, one alone, stopped, and one that meets a NaN."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import compared, finish, lines, newest, start, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def start_ranks(log_dir: Path, **keys: Any) -> list[BaseProcess]:
+    """Both ranks of a run; each writes its output beside the log folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    keys = {"batch_size": 4, "per_gpu_batchsize": 2, "checkpoint_every_n_steps": 4, **keys}
+    return [
+        start(log_dir, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, output=f"output{rank}.txt", **keys)
+        for rank in (0, 1)
+    ]
+
+
+def finish_ranks(processes: list[BaseProcess], log_dir: Path) -> list[int]:
+    return [finish(process, log_dir, f"output{rank}.txt") for rank, process in enumerate(processes)]
+
+
+def wait_for_step(processes: list[BaseProcess], log_dir: Path, step: int) -> None:
+    wait_until(lambda: list(log_dir.glob("*/version_*")) and step in lines(newest(log_dir)), processes[0])
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    log_dir = tmp_path_factory.mktemp("unbroken")
+    assert finish_ranks(start_ranks(log_dir), log_dir) == [0, 0]
+    return lines(newest(log_dir))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_together_and_resumed(tmp_path: Path, unbroken: dict[int, dict[str, Any]], workers: int) -> None:
+    processes = start_ranks(tmp_path, num_workers=workers, vision_encoder_options={"sleep_s": 0.05})
+    wait_for_step(processes, tmp_path, 10)
+    for process in processes:
+        process.kill()
+    assert finish_ranks(processes, tmp_path) == [-signal.SIGKILL] * 2
+    assert finish_ranks(start_ranks(tmp_path, num_workers=workers, resume_from="last"), tmp_path) == [0, 0]
+    resumed = lines(newest(tmp_path))
+    assert max(resumed) == max(unbroken) == 18 and 7 <= min(resumed) <= 13
+    assert all(compared(line) == compared(unbroken[step]) for step, line in resumed.items())
+
+
+def test_one_killed_the_other_ends(tmp_path: Path) -> None:
+    processes = start_ranks(tmp_path, vision_encoder_options={"sleep_s": 0.05})
+    wait_for_step(processes, tmp_path, 3)
+    processes[1].kill()
+    since = time.monotonic()
+    codes = finish_ranks(processes, tmp_path)
+    assert codes == [1, -signal.SIGKILL] and time.monotonic() - since < 60
+    assert "another process of the run ended" in (tmp_path / "output0.txt").read_text()
+
+
+def test_one_is_told_to_stop_and_both_save_and_end(tmp_path: Path, unbroken: dict[int, dict[str, Any]]) -> None:
+    processes = start_ranks(tmp_path, vision_encoder_options={"sleep_s": 0.05})
+    wait_for_step(processes, tmp_path, 8)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert finish_ranks(processes, tmp_path) == [143, 143]
+    done = max(lines(newest(tmp_path)))
+    assert finish_ranks(start_ranks(tmp_path, resume_from="last"), tmp_path) == [0, 0]
+    resumed = lines(newest(tmp_path))
+    assert min(resumed) == done + 1
+    assert all(compared(line) == compared(unbroken[step]) for step, line in resumed.items())
+
+
+def test_a_nan_on_one_rank_stops_both(tmp_path: Path) -> None:
+    options = {"nan_steps": [3], "nan_rank": 1}
+    assert finish_ranks(start_ranks(tmp_path, vision_encoder_options=options), tmp_path) == [1, 1]
+    run_dir = newest(tmp_path)
+    assert sorted(lines(run_dir)) == [1, 2]
+    assert {path.name for path in run_dir.glob("nonfinite*.pt")} == {
+        "nonfinite_step3.pt",
+        "nonfinite_step3_rank1.pt",
+    }
+
+
+def test_a_wrong_number_of_processes_is_refused(tmp_path: Path) -> None:
+    processes = start_ranks(tmp_path, num_nodes=2)
+    assert finish_ranks(processes, tmp_path) == [2, 2]
+    assert "num_nodes=2" in (tmp_path / "output0.txt").read_text()
