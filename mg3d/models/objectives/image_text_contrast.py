@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mg3d.models.distributed import gather_features
 from mg3d.models.heads import unit_rows
 from mg3d.models.objectives.contrast import build_queue, contrast, remember, remembered_keys
 from mg3d.models.options import NetworkOptions
@@ -26,8 +27,54 @@ if TYPE_CHECKING:
 SentenceSet = tuple[Tensor, Tensor]
 
 
+class GlobalBatchNorm(nn.Module):
+    """Batch normalisation without affine over the valid rows of all processes' batches; running statistics in evaluation.
+
+    Untrained encoders map all volumes, and all sentences, to almost the same vector: cosines of such vectors hardly
+    differ and the contrast stays at its start. Taking the common part away ends that. The statistics are those of the
+    gathered batch, with their gradient, so N processes x batch b stay equal to one process x N b.
+
+    Args:
+        width: number of features E.
+        momentum: weight of the newest batch in the running statistics.
+        eps: added to the variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Standardise features [..., E] in float32; ``mask`` [...] tells which rows count (all when None)."""
+        features = features.float()
+        mean, variance = (self.mean, self.variance) if not self.training else self._statistics(features, mask)
+        return (features - mean) * torch.rsqrt(variance + self.eps)
+
+    def _statistics(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows_ME = features.flatten(0, -2)
+        weight_M1 = rows_ME.new_ones(len(rows_ME), 1) if mask is None else mask.flatten()[:, None].to(rows_ME.dtype)
+        count = _sum_over_processes(weight_M1).clamp(min=1)
+        mean = _sum_over_processes(rows_ME * weight_M1) / count
+        # Second pass about the mean: the squares of large common parts would cancel badly.
+        variance = _sum_over_processes((rows_ME - mean).square() * weight_M1) / count
+        with torch.no_grad():
+            self.mean += self.momentum * (mean - self.mean)
+            self.variance += self.momentum * (variance - self.variance)
+        return mean, variance
+
+
+def _sum_over_processes(rows_ME: Tensor) -> Tensor:
+    """Sum [E] over the rows of all processes; the gradient reaches every process."""
+    return gather_features(rows_ME.sum(0, keepdim=True)).sum(0)
+
+
 class SharedSpaceHead(nn.Module):
-    """Two projections into one space; a report is the mean of its projected sentences.
+    """Two projections of standardised features into one space; a report is the mean of its projected sentences.
 
     Args:
         image_width: E of the image tokens.
@@ -43,16 +90,18 @@ class SharedSpaceHead(nn.Module):
         super().__init__()
         self.temperature = temperature
         hidden = hidden_dim or 2 * embed_dim
+        self.image_norm, self.text_norm = GlobalBatchNorm(image_width), GlobalBatchNorm(text_width)
         self.image_proj = _projection(image_width, hidden, embed_dim)
         self.text_proj = _projection(text_width, hidden, embed_dim)
 
     def embed_image(self, tokens_BNE: Tensor) -> Tensor:
         """Encoder tokens [B, N, E] -> unit vectors [B, P] in float32."""
-        return unit_rows(self.image_proj(tokens_BNE.mean(dim=1)).float())
+        return unit_rows(self.image_proj(self.image_norm(tokens_BNE.mean(dim=1))).float())
 
     def embed_text(self, sentences_BSE: Tensor, mask_BS: Tensor) -> Tensor:
         """Sentence features [B, S, E] and mask [B, S] -> unit vectors [B, P] in float32 (zero without a sentence)."""
-        return unit_rows(masked_mean(self.text_proj(sentences_BSE), mask_BS).float())
+        projected_BSP = self.text_proj(self.text_norm(sentences_BSE, mask_BS))
+        return unit_rows(masked_mean(projected_BSP, mask_BS).float())
 
     def logits(self, image_MP: Tensor, text_KP: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [M, K] of unit vectors and their transpose, in float32."""
@@ -62,9 +111,7 @@ class SharedSpaceHead(nn.Module):
 
 
 def _projection(width: int, hidden: int, embed_dim: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, embed_dim, bias=False)
-    )
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, embed_dim, bias=False))
 
 
 def inner_tokens(mask: Tensor) -> Tensor:
