@@ -28,7 +28,7 @@ SentenceSet = tuple[Tensor, Tensor]
 
 
 class GlobalBatchNorm(nn.Module):
-    """Batch normalisation without affine over the valid rows of all processes' batches; running statistics in evaluation.
+    """Batch normalisation without affine over the valid rows of all processes; running statistics in evaluation.
 
     Untrained encoders map all volumes, and all sentences, to almost the same vector: cosines of such vectors hardly
     differ and the contrast stays at its start. Taking the common part away ends that. The statistics are those of the
