@@ -24,9 +24,12 @@ def train(_config: dict[str, Any]) -> dict[str, Any]:
     ensure_process_defaults(config.num_threads)  # may start this process again, so nothing is printed before it
     for notice in NOTICES:
         print(notice, file=sys.stderr)
-    from mg3d.training import trainer
+    from mg3d.training import console, trainer
 
-    return trainer.run(config)
+    console.configure_console()
+    result = trainer.run(config)
+    console.print_result(result)
+    return result
 
 
 def main(words: list[str]) -> int:

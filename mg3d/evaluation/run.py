@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -17,8 +16,6 @@ from mg3d.evaluation.features import Collected, collect, embed_prompts, finding_
 from mg3d.evaluation.figure import draw_figure
 from mg3d.evaluation.report import Cases, ProbeArrays, SharedSpace, evaluation_entries
 from mg3d.evaluation.table import render_table
-
-log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -67,7 +64,7 @@ def evaluate_run(module: Any, datamodule: Any, cfg: MG3DConfig, run_dir: Path) -
         module: trained :class:`~mg3d.models.mg3d_module.MG3DModule`.
         datamodule: data of the run, offers ``complete_dataloader(split)``.
         cfg: the run's config.
-        run_dir: gets ``evaluation.txt`` and ``evaluation.png``.
+        run_dir: gets ``evaluation.txt`` (the table) and ``evaluation.png``.
 
     Returns:
         Entries for ``metrics.json``.
@@ -91,10 +88,8 @@ def evaluate_run(module: Any, datamodule: Any, cfg: MG3DConfig, run_dir: Path) -
         rounds=cfg.eval_bootstrap,
         seed=cfg.seed,
     )
-    table = render_table(metrics)
-    (run_dir / "evaluation.txt").write_text(table + "\n", encoding="utf-8")
+    (run_dir / "evaluation.txt").write_text(render_table(metrics) + "\n", encoding="utf-8")
     draw_figure(metrics, run_dir / "evaluation.png")
-    log.info("evaluation\n\n%s\n", table)
     module.train(trained)
     return metrics
 

@@ -69,6 +69,9 @@ def _gpus_per_node(cfg: MG3DConfig, layout: ProcessLayout) -> int:
     wanted = len(cfg.devices) if cfg.devices and cfg.num_gpus is None else cfg.num_gpus
     if wanted is None:
         return (layout.per_node if layout.started_outside else present) if present else 0
+    if present == 0 and wanted == 1:  # the published command lines name one GPU; they work on a laptop too
+        log.warning("num_gpus=1, but no GPU is visible: this run uses the CPU")
+        return 0
     if present == 0:
         raise ConfigError(f"num_gpus={wanted}, but no GPU is visible", "give num_gpus=0 to train on the CPU")
     if wanted > present:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from tiny_runs import lines, newest
-from tiny_task import TINY_TASK, TinyModule, tiny_config
+from tiny_task import TINY_TASK, TinyData, TinyModule, tiny_config
 
 from mg3d.errors import RunFailedError
 from mg3d.training import nan_guard, rng_state
+from mg3d.training.callbacks import StepMonitor
 from mg3d.training.trainer import run
 
 
@@ -47,7 +50,7 @@ def test_the_capture_replays_to_the_same_loss(tmp_path: Path) -> None:
     module.load_state_dict(capture["state_dict"])
     rng_state.restore(capture["rng"])
     error = (module.net(capture["batches"][0]["x"]) - capture["batches"][0]["x"]).square().mean()
-    assert float(error) == capture["terms"]["error_loss"]
+    assert float(error.detach()) == capture["terms"]["error_loss"]
 
 
 def test_a_few_bad_steps_may_be_left_out(tmp_path: Path) -> None:
@@ -89,6 +92,30 @@ def test_the_loss_scaler_may_skip_until_its_scale_is_used_up() -> None:
     assert "gradient norm is inf" in nan_guard.diagnose(1.0, inf, _Scaler(1.0))
     assert "gradient norm is nan" in nan_guard.diagnose(1.0, nan, None)
     assert "loss is nan" in nan_guard.diagnose(nan, 1.0, _Scaler(65536.0))
+
+
+@pytest.mark.parametrize("scale, skipped", [(2.0**10, 0), (2.0**120, 1)])
+def test_half_precision_logs_the_true_loss_and_lets_the_scaler_skip(tmp_path: Path, scale: float, skipped: int) -> None:
+    cfg = tiny_config(max_steps=3)
+    torch.manual_seed(0)
+    module = TinyModule(cfg, 3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=2.0**-110)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[StepMonitor(tmp_path)],
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+    )
+    trainer.fit(module, datamodule=TinyData(cfg))
+    logged = lines(tmp_path)
+    assert [step for step in logged if "skipped" in logged[step]] == list(range(1, skipped + 1))
+    assert all(0.5 < line["loss"] < 5 and line["loss"] >= line["error_loss"] for line in logged.values())
+    assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
 def test_norm_and_offenders() -> None:

@@ -178,7 +178,7 @@ def test_hardware_follows_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
         hardware.choose_hardware(tiny_config(num_gpus=8), alone)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="no GPU is visible"):
-        hardware.choose_hardware(tiny_config(num_gpus=1), alone)
+        hardware.choose_hardware(tiny_config(num_gpus=2), alone)
 
 
 def test_step_log_survives_a_cut_line_and_keeps_infinities_as_text(tmp_path: Path) -> None:
