@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from mg3d.training import collective, nan_guard, rng_state
 from mg3d.training.logging_jsonl import JsonLines
 from mg3d.training.signals import RunStoppedError, StopSignals
-from mg3d.training.step_window import StepWindow, batch_rows
+from mg3d.training.step_window import StepWindow, batch_rows, whole_loss
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +132,8 @@ class StepMonitor(Callback):
         self._window.add_batch(batch)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Remember the loss (the trainer has divided it by the accumulation count)."""
-        self._window.losses.append(loss.detach() * trainer.accumulate_grad_batches)
+        """Remember the loss."""
+        self._window.losses.append(whole_loss(trainer, loss))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -145,6 +146,8 @@ class StepMonitor(Callback):
         )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         reason = nan_guard.diagnose(window.loss(), window.grad_norm, scaler)
+        if not reason and not math.isfinite(window.grad_norm):
+            window.skipped = "the loss scale was too high and is lowered"
         flags = collective.largest([float(bool(reason)), float(self.signals.received)], pl_module.device)
         self.stop_signal = int(flags[1])
         if flags[0]:

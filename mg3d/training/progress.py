@@ -13,6 +13,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor
 
+from mg3d.training.step_window import whole_loss
+
 NOISE = (
     r".*LeafSpec.*is deprecated.*",  # torch to lightning
     r".*module\(s\) in eval mode at the start of training.*",  # the frozen text encoder, on purpose
@@ -33,7 +35,7 @@ def silence_noise() -> None:
 
 
 def _wanted(record: logging.LogRecord) -> bool:
-    return "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage()
+    return not any(words in record.getMessage() for words in ("litlogger", "TPU available", "was configured so"))
 
 
 class RunProgressBar(TQDMProgressBar):
@@ -57,7 +59,7 @@ class RunProgressBar(TQDMProgressBar):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Keep the latest loss for the next refresh."""
-        self._loss = loss.detach() * trainer.accumulate_grad_batches
+        self._loss = whole_loss(trainer, loss)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Loss, step of the run, and the time that is left of it."""

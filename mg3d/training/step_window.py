@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -23,6 +24,17 @@ def batch_rows(batch: Any) -> int:
     if isinstance(batch, (list, tuple)):
         return batch_rows({"0": batch[0]}) if batch else 0
     return len(batch) if isinstance(batch, Tensor) and batch.ndim else 0
+
+
+def whole_loss(trainer: pl.Trainer, loss: Tensor) -> Tensor:
+    """Loss of a micro-batch as the module returned it.
+
+    Before the backward pass the trainer has divided it by the accumulation count and, in fp16, multiplied it by the
+    loss scale.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
+    return loss.detach().float() * (trainer.accumulate_grad_batches / scale)
 
 
 @dataclass
@@ -54,7 +66,7 @@ class StepWindow:
 
     def loss(self) -> float:
         """Mean total loss of the micro-batches (nan before the first)."""
-        return float(torch.stack(self.losses).float().mean()) if self.losses else float("nan")
+        return float(torch.stack(self.losses).mean()) if self.losses else float("nan")
 
     def mean_terms(self) -> dict[str, float]:
         """Mean of every term over the micro-batches, in sorted order."""

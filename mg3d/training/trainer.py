@@ -93,7 +93,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """The trainer of ``cfg`` (spec/pretraining section 10)."""
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if hardware.world_size > 1:
+    if hardware.world_size > 1 or layout.launcher == "slurm":
         plugins.append(cluster_environment(layout))
     return pl.Trainer(
         accelerator=hardware.accelerator,
