@@ -10,7 +10,6 @@ U different mask patterns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -70,10 +69,12 @@ class _Attention(torch.autograd.Function):
         bias_UAPP = bias_APP.float() + patterns_UPP[:, None]
         windows, positions, _, heads, width = qkv_WP3Ad.shape
         result = qkv_WP3Ad.new_empty(windows, positions, heads, width)
+        chunks = _chunks(qkv_WP3Ad)
+        space = bias_UAPP.new_empty(len(which_W[chunks[0]]), *bias_UAPP.shape[1:])
         with torch.autocast(qkv_WP3Ad.device.type, enabled=False):
-            for part in _chunks(qkv_WP3Ad):
+            for part in chunks:
                 q, k, v = _split(qkv_WP3Ad[part])
-                attention = _attention_map(q, k, bias_UAPP, which_W[part], scale)
+                attention = _attention_map(q, k, bias_UAPP, which_W[part], scale, space)
                 result[part] = torch.bmm(attention.to(v.dtype), v).view(-1, heads, positions, width).transpose(1, 2)
         ctx.save_for_backward(qkv_WP3Ad, bias_UAPP, which_W, result)
         ctx.scale, ctx.bias_dtype = scale, bias_APP.dtype
@@ -86,34 +87,34 @@ class _Attention(torch.autograd.Function):
         grad_qkv = torch.empty_like(qkv)
         grad_bias = torch.zeros_like(bias_UAPP[0])
         heads, width = qkv.shape[3:]
+        grad_WPAd = grad_WPC.unflatten(2, (heads, width))
+        chunks = _chunks(qkv)
+        space = bias_UAPP.new_empty(len(which_W[chunks[0]]), *bias_UAPP.shape[1:])
         with torch.autocast(qkv.device.type, enabled=False):
-            for part in _chunks(qkv):
+            for part in chunks:
                 q, k, v = _split(qkv[part])
-                attention = _attention_map(q, k, bias_UAPP, which_W[part], ctx.scale)
-                grad = grad_WPC[part].unflatten(2, (heads, width)).transpose(1, 2).flatten(0, 1).to(v.dtype)
+                attention = _attention_map(q, k, bias_UAPP, which_W[part], ctx.scale, space)
+                grad = grad_WPAd[part].transpose(1, 2).flatten(0, 1).to(v.dtype)
                 # derivative of softmax: a * (da - sum(a * da)); the sum equals grad . result
-                product = (grad_WPC[part].unflatten(2, (heads, width)) * result[part]).float().sum(-1)
-                inner = (
-                    torch.bmm(grad, v.transpose(1, 2)).float().sub_(product.transpose(1, 2).flatten(0, 1)[..., None])
-                )
-                inner.mul_(attention)
-                grad_bias += inner.view(-1, *grad_bias.shape).sum(0)
+                product = (grad_WPAd[part] * result[part]).float().sum(-1).transpose(1, 2).flatten(0, 1)
+                inner = torch.bmm(grad, v.transpose(1, 2)).float().sub_(product[..., None]).mul_(attention)
+                inner_WAPP = inner.unflatten(0, (-1, heads))
+                # summing a single window would write the map once more
+                grad_bias += inner_WAPP[0] if len(inner_WAPP) == 1 else inner_WAPP.sum(0)
                 inner = inner.to(q.dtype)
-                parts = (
-                    torch.bmm(inner, k).mul_(ctx.scale),
-                    torch.bmm(inner.transpose(1, 2), q).mul_(ctx.scale),
-                    torch.bmm(attention.to(v.dtype).transpose(1, 2), grad),
-                )
-                grad_qkv[part] = torch.stack(parts).unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4)
+                # a view of the chunk that takes the gradients of q, k and v, each [W, A, P, d]
+                target = grad_qkv[part].permute(2, 0, 3, 1, 4)
+                target[0] = torch.bmm(inner, k).mul_(ctx.scale).view_as(target[0])
+                target[1] = torch.bmm(inner.transpose(1, 2), q).mul_(ctx.scale).view_as(target[1])
+                target[2] = torch.bmm(attention.to(v.dtype).transpose(1, 2), grad).view_as(target[2])
         return grad_qkv, grad_bias.to(ctx.bias_dtype), None, None, None
 
 
-def _chunks(qkv_WP3Ad: Tensor) -> Iterator[slice]:
+def _chunks(qkv_WP3Ad: Tensor) -> list[slice]:
     windows, positions, _, heads, _ = qkv_WP3Ad.shape
     budget = CHUNK_BYTES.get(qkv_WP3Ad.device.type, CHUNK_BYTES["cuda"])
     step = max(1, budget // (4 * heads * positions * positions))
-    for start in range(0, windows, step):
-        yield slice(start, start + step)
+    return [slice(start, start + step) for start in range(0, windows, step)]
 
 
 def _split(qkv_WP3Ad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,11 +123,13 @@ def _split(qkv_WP3Ad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _attention_map(q: Tensor, k: Tensor, bias_UAPP: Tensor, which_W: Tensor, scale: float) -> Tensor:
-    """Softmax weights ``[W * A, P, P]`` in float32."""
-    scores = bias_UAPP.index_select(0, which_W).flatten(0, 1)
+def _attention_map(
+    q: Tensor, k: Tensor, bias_UAPP: Tensor, which_W: Tensor, scale: float, space_WAPP: Tensor
+) -> Tensor:
+    """Softmax weights ``[W * A, P, P]`` in float32, written to ``space``: memory that stays in the cache."""
+    scores = torch.index_select(bias_UAPP, 0, which_W, out=space_WAPP[: len(which_W)]).flatten(0, 1)
     if q.dtype == scores.dtype:
         scores.baddbmm_(q, k.transpose(1, 2), alpha=scale)
     else:
         scores.add_(torch.bmm(q * scale, k.transpose(1, 2)))
-    return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, out=scores)
