@@ -50,7 +50,7 @@ def measure_speed(common: dict[str, Any]) -> dict[str, Any]:
         print(f"{name:10s} rounds: {', '.join(f'{each:.2f}' for each in seconds)} s")
     for part, seconds in found["parts_s"].items():
         print(f"{part:10s} {seconds:8.3f} s of the fastest step")
-    kept = ("step_s", "reference_s", "overhead_ratio", "overhead_ratio_cpu", "threads")
+    kept = ("step_s", "step_cpu_s", "reference_s", "overhead_ratio", "overhead_ratio_cpu", "threads")
     parts = {part: round(seconds, 4) for part, seconds in found["parts_s"].items()}
     return {key: round(found[key], 4) for key in kept} | {"parts_s": parts}
 

@@ -97,6 +97,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         "reference_s": wall["reference"],
         "overhead_ratio": wall["step"] / wall["reference"],
         "overhead_ratio_cpu": cpu["step"] / cpu["reference"],
+        "step_cpu_s": cpu["step"],
         "parts_s": min(parts[-options.rounds :], key=lambda each: sum(each.values())),
         "rounds_s": {name: [each.wall for each in found] for name, found in timings.items()},
     }
