@@ -19,8 +19,9 @@ if [[ "$names" == *" demo "* ]]; then
   studies=data/phantom arrows=data/phantom_arrows
   [[ -f "$studies/manifest.json" ]] || python -m mg3d.phantoms --out "$studies"
   [[ -f "$arrows/clm_ct_rate_test.arrow" ]] ||
-    python prepro/prepro_pretraining_data.py ct_rate --root "$studies/ct_rate" --out "$arrows"
+    python prepro/prepro_pretraining_data.py ct_rate --root "$studies/ct_rate" --out "$arrows" \
+      --image-size 32 32 64 --target-spacing none
   [[ -f "$arrows/clm_chest_ctrg_test.arrow" ]] || python prepro/prepro_pretraining_data.py ctrg \
-    --root "$studies/ctrg" --annotation "$studies/ctrg/annotation.json" --out "$arrows"
+    --root "$studies/ctrg" --annotation "$studies/ctrg/annotation.json" --out "$arrows" --image-size 32 32 64
 fi
 exec "${launcher[@]}" main.py with "${words[@]}"

@@ -124,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line; the defaults are those of the demo."""
     parser = argparse.ArgumentParser(prog="python -m mg3d.phantoms", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="target folder")
-    parser.add_argument("--train", type=_at_least(1), default=480, help="CT-RATE training scans (%(default)s)")
+    parser.add_argument("--train", type=_at_least(1), default=960, help="CT-RATE training scans (%(default)s)")
     parser.add_argument("--test", type=_at_least(1), default=256, help="CT-RATE held-out scans (%(default)s)")
     parser.add_argument("--ctrg", type=_at_least(1), default=40, help="CTRG studies (%(default)s)")
     parser.add_argument("--size", type=_at_least(32), default=48, help="voxels per axis (%(default)s)")

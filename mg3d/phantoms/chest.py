@@ -79,8 +79,8 @@ def render(case: ChestCase, grid: Grid, reconstruction: int = 0) -> Phantom:
     canvas = Canvas(grid, _placement(patient, study))
     thorax = _draw_thorax(patient, case.lesions)
     _paint_wall(canvas, patient)
-    _paint_lungs(canvas, patient)
-    _paint_abdomen(canvas)
+    _paint_lungs(canvas, thorax, patient)
+    _paint_abdomen(canvas, thorax, patient)
     _paint_mediastinum(canvas, thorax)
     _paint_lung_vessels(canvas, patient)
     paint_lesions(canvas, thorax, case.lesions)
@@ -91,21 +91,21 @@ def render(case: ChestCase, grid: Grid, reconstruction: int = 0) -> Phantom:
 
 
 def _placement(patient: np.random.Generator, study: np.random.Generator) -> Placement:
-    size = patient.uniform(0.96, 1.04)
-    z, y, x = (float(v) for v in size * patient.uniform(0.97, 1.03, 3))
-    shift = [float(v) for v in study.uniform(-6, 6, 3)]
+    size = patient.uniform(0.94, 1.05)
+    z, y, x = (float(v) for v in size * patient.uniform(0.95, 1.05, 3))
+    shift = [float(v) for v in study.uniform(-12, 12, 3)]
     return Placement((shift[0] - _LOW_MM, shift[1], shift[2]), (z, y, x))
 
 
 def _draw_thorax(patient: np.random.Generator, lesions: tuple[Lesion, ...]) -> Thorax:
-    width = float(patient.uniform(100, 116))
+    width, diaphragm = float(patient.uniform(98, 118)), float(patient.uniform(-16, 16))
     enlarged = [lesion.extent for lesion in lesions if lesion.finding == "Cardiomegaly"]
-    return Thorax(normal_heart_width=width, heart_width=enlarged[0] if enlarged else width)
+    return Thorax(width, enlarged[0] if enlarged else width, diaphragm)
 
 
 def _paint_wall(canvas: Canvas, patient: np.random.Generator) -> None:
     z, y, x = canvas.everywhere()
-    fat = float(patient.uniform(12, 26))
+    fat = float(patient.uniform(8, 32))
     everywhere = (slice(None), slice(None), slice(None))
     column = np.ones_like(z)
     body = canvas.occupancy(_oval(y, x, 122, 165)) * column
@@ -118,25 +118,27 @@ def _paint_wall(canvas: Canvas, patient: np.random.Generator) -> None:
     canvas.box((0, 152, 0), (400, 5, 200), -350.0)
 
 
-def _paint_lungs(canvas: Canvas, patient: np.random.Generator) -> None:
+def _paint_lungs(canvas: Canvas, thorax: Thorax, patient: np.random.Generator) -> None:
     axes = canvas.everywhere()
     z, y, x = axes
     everywhere = (slice(None), slice(None), slice(None))
     texture = 25 * smooth_noise(patient, canvas.grid.shape, 7)
-    value = _LUNG_HU + 0.35 * y + texture
+    value = _LUNG_HU + patient.uniform(-30, 30) + 0.35 * y + texture
     for side, centre_x, radius in (("left", 62.0, 57.0), ("right", -62.0, 60.0)):
         cavity = ellipsoid_distance(axes, (-10, 4, centre_x), (138, 89, radius))
-        share = canvas.occupancy(np.maximum(cavity, _dome(y, x) - z))
+        share = canvas.occupancy(np.maximum(cavity, _dome(y, x, thorax) - z))
         canvas.blend(everywhere, share, value, ORGANS[f"{side} lung"])
         canvas.regions[side] = share > 0
 
 
-def _paint_abdomen(canvas: Canvas) -> None:
+def _paint_abdomen(canvas: Canvas, thorax: Thorax, patient: np.random.Generator) -> None:
     z, y, x = canvas.everywhere()
     everywhere = (slice(None), slice(None), slice(None))
-    below = canvas.occupancy(np.maximum(z - _dome(y, x), _oval(y, x, 90, 122)))
+    below = canvas.occupancy(np.maximum(z - _dome(y, x, thorax), _oval(y, x, 90, 122)))
     liver = canvas.occupancy(x - 28)
     canvas.blend(everywhere, below, 40.0 + 15.0 * liver, ORGANS["abdomen"])
+    gas = float(patient.uniform(0, 34))  # the stomach under the left half of the diaphragm
+    canvas.ellipsoid((-108 + thorax.diaphragm_mm, -30, 58), (0.6 * gas, 0.8 * gas, gas), -900.0)
 
 
 def _paint_mediastinum(canvas: Canvas, thorax: Thorax) -> None:
@@ -172,8 +174,9 @@ def _oval(y: np.ndarray, x: np.ndarray, radius_y: float, radius_x: float) -> np.
     return (unit - 1.0) * min(radius_y, radius_x)
 
 
-def _dome(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _dome(y: np.ndarray, x: np.ndarray, thorax: Thorax) -> np.ndarray:
     """Height of the diaphragm in mm; the right half stands higher; [1, H, W]."""
     left = -60 - 50 * ((x - 62) / 66) ** 2
     right = -48 - 50 * ((x + 62) / 66) ** 2
-    return np.maximum(np.where(x > 0, left, right) - 55 * (y / 95) ** 2, -145.0)
+    height = np.where(x > 0, left, right) - 55 * (y / 95) ** 2 + thorax.diaphragm_mm
+    return np.maximum(height, -145.0)

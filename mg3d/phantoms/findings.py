@@ -45,20 +45,21 @@ FINDINGS: tuple[str, ...] = tuple(PREVALENCE)
 # Smallest and largest extent in mm (for a pleural effusion: percent of the pleural cavity).
 _EXTENT: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
-        "Medical material": (48.0, 58.0),
+        "Medical material": (42.0, 54.0),
         "Arterial wall calcification": (4.0, 7.0),
-        "Cardiomegaly": (132.0, 150.0),
-        "Pericardial effusion": (13.0, 20.0),
-        "Hiatal hernia": (52.0, 72.0),
+        "Cardiomegaly": (128.0, 146.0),
+        "Pericardial effusion": (9.0, 17.0),
+        "Hiatal hernia": (44.0, 66.0),
         "Emphysema": (12.0, 28.0),
         "Lung nodule": (10.0, 28.0),
-        "Lung opacity": (70.0, 100.0),
-        "Pleural effusion": (18.0, 42.0),
+        "Lung opacity": (76.0, 108.0),
+        "Pleural effusion": (10.0, 34.0),
         "Consolidation": (56.0, 84.0),
     }
 )
 _SIDED = frozenset({"Medical material", "Lung nodule", "Lung opacity", "Pleural effusion", "Consolidation"})
 _IN_A_LOBE = frozenset({"Lung nodule", "Lung opacity", "Consolidation"})
+_OFTEN_BOTH = frozenset({"Pleural effusion", "Lung opacity"})
 _BILATERAL_SHARE = 0.25
 # Fluid round the heart rarely comes alone: mild co-occurrence (observed over expected about 1.5).
 _TOGETHER: Mapping[str, tuple[str, float]] = MappingProxyType({"Pericardial effusion": ("Pleural effusion", 1.5)})
@@ -109,7 +110,7 @@ def draw_lesion(finding: str, rng: np.random.Generator) -> Lesion:
     low, high = _EXTENT[finding]
     share, side_draw, site_draw = rng.random(3)
     side = SIDES[int(side_draw * 2)] if finding in _SIDED else ""
-    if finding == "Pleural effusion" and side_draw < _BILATERAL_SHARE:
+    if finding in _OFTEN_BOTH and side_draw < _BILATERAL_SHARE:
         side = "bilateral"
     site = SITES[int(site_draw * 2)] if finding in _IN_A_LOBE else ""
     return Lesion(finding, side, site, low + (high - low) * share, int(share * 3), int(rng.integers(2**31)))

@@ -46,10 +46,12 @@ class Thorax:
     Attributes:
         normal_heart_width: width of the heart in health, mm.
         heart_width: width of the heart as drawn, mm.
+        diaphragm_mm: height of the diaphragm over the average, mm: how deep the patient breathed in.
     """
 
     normal_heart_width: float
     heart_width: float
+    diaphragm_mm: float
 
     def aorta(self) -> tuple[tuple[Point, Point, float], ...]:
         """Tubes (start, stop, radius in mm): ascending part, arch, descending part."""
@@ -103,8 +105,8 @@ def _paint_emphysema(canvas: Canvas, thorax: Thorax, lesion: Lesion, bit: int) -
     holes = smooth_noise(rng, canvas.grid.shape, 10)
     inside = _lung(canvas, "left") | _lung(canvas, "right")
     upper = np.clip((canvas.everywhere()[0] + 90) / 120, 0.3, 1.0)
-    loss = (lesion.extent / 28.0) * upper * (60.0 + 90.0 * (holes > 0.4))
-    empty = np.minimum(canvas.hu, np.maximum(canvas.hu - loss - 30, -985.0))
+    loss = (lesion.extent / 28.0) * upper * (40.0 + 110.0 * (holes > 0.5))
+    empty = np.minimum(canvas.hu, np.maximum(canvas.hu - loss - 15, -985.0))
     canvas.hu[inside] = empty[inside]
     canvas.finding_bits[inside & (loss > 50)] |= np.uint32(1 << bit)
 
@@ -121,7 +123,7 @@ def _paint_in_lung(canvas: Canvas, lesion: Lesion, bit: int, value: np.ndarray |
 
 
 def _paint_opacity(canvas: Canvas, thorax: Thorax, lesion: Lesion, bit: int) -> None:
-    _paint_in_lung(canvas, lesion, bit, -560.0, 6.0)
+    _paint_in_lung(canvas, lesion, bit, -480.0, 6.0)
 
 
 def _paint_consolidation(canvas: Canvas, thorax: Thorax, lesion: Lesion, bit: int) -> None:
@@ -166,7 +168,9 @@ def _paint_hernia(canvas: Canvas, thorax: Thorax, lesion: Lesion, bit: int) -> N
     everywhere = (slice(None), slice(None), slice(None))
     radius = lesion.extent / 2
     axes = canvas.everywhere()
-    centre = (-58.0 + radius, 38.0, 4.0)
+    rng = np.random.default_rng(lesion.seed)
+    jitter = rng.uniform(-1, 1, 2)
+    centre = (-50.0 + thorax.diaphragm_mm + radius + 8 * jitter[0], 36.0, 4.0 + 8 * jitter[1])
     wall = ellipsoid_distance(axes, centre, (radius, radius * 0.9, radius))
     canvas.blend(everywhere, canvas.occupancy(wall), 35.0)
     gas = np.maximum(wall + 4.0, axes[1] - (centre[1] + 0.25 * radius))
@@ -188,12 +192,13 @@ def _paint_calcification(canvas: Canvas, thorax: Thorax, lesion: Lesion, bit: in
 
 def _paint_material(canvas: Canvas, thorax: Thorax, lesion: Lesion, bit: int) -> None:
     """A pacemaker under the collar bone with a lead to the heart."""
+    jitter = np.random.default_rng(lesion.seed).uniform(-1, 1, 2)
+    half, height = lesion.extent / 2, 82.0 + 14 * jitter[0]
     for side in lesion.sides():
-        x = _SIGN[side] * 66.0
-        half = lesion.extent / 2
-        canvas.box((84, -80, x), (half * 0.9, 9, half), 2600.0, bit=bit)
-        canvas.capsule((84 - half, -74, x), (60, -20, -26), 3, 2200.0, bit=bit)
-        canvas.capsule((60, -20, -26), (-30, -30, 16), 3, 2200.0, bit=bit)
+        x = _SIGN[side] * (66.0 + 12 * jitter[1])
+        canvas.box((height, -84, x), (half * 0.9, 6, half), 2600.0, bit=bit)
+        canvas.capsule((height - half, -74, x), (60, -20, -26), 2, 2200.0, bit=bit)
+        canvas.capsule((60, -20, -26), (-30, -30, 16), 2, 2200.0, bit=bit)
 
 
 _PAINTERS: Mapping[str, Callable[[Canvas, Thorax, Lesion, int], None]] = MappingProxyType(

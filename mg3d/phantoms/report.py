@@ -14,7 +14,7 @@ import numpy as np
 
 from mg3d.phantoms.findings import FINDINGS, Lesion
 
-NEGATION_SHARE = 0.35
+NEGATION_SHARE = 0.7
 _EMPTY_IMPRESSION_SHARE = 0.05
 
 _SEVERITY = ("Mild", "Moderate", "Marked")
@@ -104,7 +104,7 @@ def write_report(lesions: Sequence[Lesion], rng: np.random.Generator) -> Report:
         chance, wording = rng.random(2)
         if finding not in present and chance < NEGATION_SHARE:
             sentences.append(_ABSENT[int(wording * len(_ABSENT))].format(finding=finding.lower()))
-    sentences += [text for text in _NORMAL if rng.random() < 0.3]
+    sentences += [text for text in _NORMAL if rng.random() < 0.1]
     sentences = sentences or [_NORMAL[0]]
     order = rng.permutation(len(sentences))
     return Report(" ".join(sentences[i] for i in order), _impression(lesions, rng))
@@ -114,7 +114,7 @@ def _sentence(lesion: Lesion, rng: np.random.Generator) -> str:
     templates = _PRESENT[lesion.finding]
     return templates[int(rng.integers(len(templates)))].format(
         side=lesion.side,
-        lobe=f"{lesion.side} {lesion.site} lobe",
+        lobe=f"{lesion.side} {lesion.site} lobe" + ("s" if lesion.side == "bilateral" else ""),
         severity=_SEVERITY[lesion.severity],
         mm=round(lesion.extent),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mg3d.config_named import NAMED_CONFIGS
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.phantoms.canvas import Grid
 from mg3d.phantoms.chest import ChestCase, render
@@ -119,3 +120,7 @@ def test_impossible_grids_are_refused(shape: tuple[int, int, int], spacing: tupl
 def test_unknown_findings_are_refused() -> None:
     with pytest.raises(ValueError, match="Atelectasis"):
         draw_lesion("Atelectasis", np.random.default_rng(0))
+
+
+def test_the_demo_scores_the_findings_fixed_beforehand() -> None:
+    assert tuple(NAMED_CONFIGS["demo"][1]["eval_findings"]) == SCORED_FINDINGS

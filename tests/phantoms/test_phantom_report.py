@@ -52,8 +52,9 @@ def test_sentences_stay_whole_in_the_packing_step() -> None:
         assert len(split_fragments(text)) == len(_sentences(text))
 
 
-def test_some_impressions_are_missing_and_some_reports_repeat() -> None:
+def test_some_impressions_are_missing_and_most_absent_findings_are_denied() -> None:
     rng = np.random.default_rng(4)
     reports = [write_report((), rng) for _ in range(400)]
-    assert any(not report.impression for report in reports)
-    assert len({report.findings for report in reports}) < len(reports)
+    assert 0 < sum(not report.impression for report in reports) < 60
+    denied = sum(report.findings.lower().count("no ") for report in reports) / (len(reports) * len(FINDINGS))
+    assert 0.6 < denied < 0.8
