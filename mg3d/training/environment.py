@@ -21,12 +21,13 @@ log = logging.getLogger(__name__)
 GUARD = "MG3D_PROCESS_DEFAULTS"
 """Set once the process was started again ("applied"); a user sets it to "off" to keep the plain allocator."""
 
-ALLOCATOR_DEFAULTS: dict[str, str] = {
+PROCESS_DEFAULTS: dict[str, str] = {
     "THP_MEM_ALLOC_ENABLE": "1",  # torch: align large CPU tensors for transparent huge pages
     "MALLOC_MMAP_MAX_": "0",  # serve large blocks from the heap, which stays mapped between steps
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),  # bytes; do not give the top of the heap back
     "MALLOC_TOP_PAD_": str(1 << 26),  # bytes; grow the heap by 64 MiB at a time
     "MALLOC_ARENA_MAX": "1",  # one heap, so that what one thread frees another can reuse
+    "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep: spinning ones starve each other as soon as a core is shared
 }
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WANTED_OPEN_FILES = 4096
@@ -48,7 +49,7 @@ def missing_defaults(environ: Mapping[str, str], num_threads: int = 0) -> dict[s
         environ: the process environment; a variable the user set is never touched.
         num_threads: intra-op threads, 0 to leave the choice to torch.
     """
-    wanted = dict(ALLOCATOR_DEFAULTS)
+    wanted = dict(PROCESS_DEFAULTS)
     if num_threads > 0:
         wanted.update(dict.fromkeys(THREAD_VARIABLES, str(num_threads)))
     return {key: value for key, value in wanted.items() if key not in environ}

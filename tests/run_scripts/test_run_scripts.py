@@ -206,7 +206,7 @@ def test_test_script_chooses_tiers(stage: Stage) -> None:
 
 
 def test_cpu_allocator_defaults_equal_those_of_the_process(repository: Path) -> None:
-    from mg3d.training.environment import ALLOCATOR_DEFAULTS
+    from mg3d.training.environment import PROCESS_DEFAULTS
 
     text = (repository / "run_scripts" / "setup_common.sh").read_text()
-    assert all(f"${{{key}:={value}}}" in text for key, value in ALLOCATOR_DEFAULTS.items())
+    assert all(f"${{{key}:={value}}}" in text for key, value in PROCESS_DEFAULTS.items())

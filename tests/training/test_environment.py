@@ -37,12 +37,12 @@ def start(repository: Path, tmp_path: Path, environ: dict[str, str]) -> dict:
 
 
 def _set_by_us() -> set[str]:
-    return {*environment.ALLOCATOR_DEFAULTS, *environment.THREAD_VARIABLES, environment.GUARD}
+    return {*environment.PROCESS_DEFAULTS, *environment.THREAD_VARIABLES, environment.GUARD}
 
 
 def test_python_starts_once_more_with_the_defaults(repository: Path, tmp_path: Path) -> None:
     seen = start(repository, tmp_path, {})
-    assert environment.ALLOCATOR_DEFAULTS.items() <= seen["env"].items()
+    assert environment.PROCESS_DEFAULTS.items() <= seen["env"].items()
     assert seen["env"]["OMP_NUM_THREADS"] == "2"
     assert seen["argv"][1:] == ["with", "key=a b"] and seen["pid"] == seen["started_as"]
     assert seen["heavy"] == []
