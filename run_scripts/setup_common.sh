@@ -21,9 +21,8 @@ install requirements.txt
 # CPU runs keep their memory between steps and ask for huge pages: the values of mg3d/training/environment.py.
 if [[ ! -e /dev/nvidia0 ]]; then
   : "${THP_MEM_ALLOC_ENABLE:=1}" "${MALLOC_ARENA_MAX:=1}" "${MALLOC_MMAP_MAX_:=0}"
-  : "${MALLOC_TRIM_THRESHOLD_:=68719476736}" "${MALLOC_TOP_PAD_:=67108864}"
-  export THP_MEM_ALLOC_ENABLE MALLOC_ARENA_MAX MALLOC_MMAP_MAX_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_
-  export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+  : "${MALLOC_TRIM_THRESHOLD_:=68719476736}" "${MALLOC_TOP_PAD_:=67108864}" "${OMP_WAIT_POLICY:=PASSIVE}"
+  export THP_MEM_ALLOC_ENABLE MALLOC_ARENA_MAX MALLOC_MMAP_MAX_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_ OMP_WAIT_POLICY
 fi
 cores="$(nproc)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > ${NPROC:-1} ? cores / ${NPROC:-1} : 1))}"
