@@ -1,6 +1,6 @@
 """What each part of the pre-training adds, on phantom studies: ``python benchmarks/learning_study.py --out DIR``.
 
-Every variant is one `main.py` run of the named config `demo` with a few words changed, over several seeds. Finished
+Every variant is one two-process run of the named config `demo` with a few words changed, over several seeds. Finished
 runs are kept, so a stopped study goes on where it was. Prints a table and, as the last line, one JSON object.
 """
 
@@ -56,7 +56,9 @@ def run_variant(name: str, seed: int, out: Path, words: Sequence[str]) -> dict[s
     folder = out / name.replace(" ", "_") / f"seed{seed}"
     finished = sorted(folder.glob("*/version_*/metrics.json"))
     if not finished:
-        command = [sys.executable, "main.py", "with", "task_pretrain_mg3d", "demo", f"seed={seed}", f"log_dir={folder}"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "main.py"]
+        named = ["with", "task_pretrain_mg3d", "demo", "per_gpu_batchsize=8"]
+        command = [*launcher, *named, f"seed={seed}", f"log_dir={folder}"]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
             subprocess.run([*command, *words, *VARIANTS[name]], cwd=REPOSITORY, stdout=log, stderr=log, check=True)

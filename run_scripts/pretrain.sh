@@ -2,7 +2,6 @@
 # Pre-trains MG-3D.
 #   bash run_scripts/pretrain.sh                            phantom studies: made, packed, trained on, evaluated
 #   bash run_scripts/pretrain.sh data_root=DIR num_gpus=1   the real thing: any named config or KEY=VALUE of main.py
-# The task is task_pretrain_mg3d unless a word names another one.
 set -euo pipefail
 # shellcheck source=run_scripts/setup_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup_common.sh"
@@ -23,5 +22,9 @@ if [[ "$names" == *" demo "* ]]; then
       --image-size 32 32 64 --target-spacing none
   [[ -f "$arrows/clm_chest_ctrg_test.arrow" ]] || python prepro/prepro_pretraining_data.py ctrg \
     --root "$studies/ctrg" --annotation "$studies/ctrg/annotation.json" --out "$arrows" --image-size 32 32 64
+  if [[ "${launcher[*]}" == python && $cores -gt 1 && ! -e /dev/nvidia0 ]]; then # both halves of a batch at once
+    launcher+=(-m torch.distributed.run --standalone --nproc-per-node=2) words+=(per_gpu_batchsize=8)
+    export OMP_NUM_THREADS=$((cores / 2))
+  fi
 fi
 exec "${launcher[@]}" main.py with "${words[@]}"

@@ -17,7 +17,7 @@ MIN_STUDIES = 200
 
 
 def run(repository: Path, *words: str) -> str:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *words], cwd=repository, env=environment, capture_output=True, text=True, check=False
     )
@@ -37,7 +37,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict:
     run(repository, *packing, "ct_rate", "--root", str(studies / "ct_rate"), *size, "--target-spacing", "none")
     run(repository, *packing, "ctrg", "--root", str(ctrg), "--annotation", str(ctrg / "annotation.json"), *size)
     places = (f"data_root={arrows}", f"tokenizer={studies / 'text_encoder'}", f"log_dir={folder / 'result'}")
-    printed = run(repository, "main.py", "with", "task_pretrain_mg3d", "demo", "num_gpus=0", *places)
+    processes = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    words = ("task_pretrain_mg3d", "demo", "per_gpu_batchsize=8", "num_gpus=0", *places)
+    printed = run(repository, *processes, "main.py", "with", *words)
     line = json.loads(printed.splitlines()[-1])
     metrics = json.loads((Path(line["run_dir"]) / "metrics.json").read_text())
     assert line["zero_shot_auroc"] == metrics["zero_shot_auroc"]["mean"]
