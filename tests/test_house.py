@@ -1,0 +1,83 @@
+"""Rules of the house that a machine can check: layout, imports, safe loading, lint and types."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP_LEVEL = {"mg3d", "prepro", "data", "run_scripts", "tools", "downstream", "tests", "benchmarks", "main.py"}
+PROJECT_FILES = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "pyproject.toml"}
+FORBIDDEN_IMPORTS = {
+    "mg3d/datasets": ("mg3d.models", "mg3d.datamodules", "mg3d.config", "pytorch_lightning"),
+    "mg3d/models": ("mg3d.datasets", "mg3d.datamodules", "mg3d.training"),
+    "mg3d/metrics": ("mg3d.models", "mg3d.datasets", "mg3d.datamodules", "mg3d.config"),
+}
+UNSAFE = re.compile(
+    r"weights_only\s*=\s*False|pickle\.loads?\(|yaml\.load\(|shell\s*=\s*True|os\.system\(|(?<![.\w])eval\("
+)
+PRIVATE_PLACE = re.compile(r"(?<![\w.$}>])/(home|scratch|root|work|mnt)/\w")
+
+
+def tracked(repository: Path, *patterns: str) -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", *patterns], cwd=repository, capture_output=True, text=True, check=True
+    ).stdout
+    return [repository / line for line in listed.splitlines()]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def test_the_top_level_holds_only_what_belongs_there(repository: Path) -> None:
+    names = {path.relative_to(repository).parts[0] for path in tracked(repository)}
+    others = {name for name in names - TOP_LEVEL - PROJECT_FILES if not name.startswith((".", "requirements"))}
+    assert others == set()
+
+
+def test_imports_point_one_way(repository: Path) -> None:
+    wrong = []
+    for folder, forbidden in FORBIDDEN_IMPORTS.items():
+        for path in tracked(repository, f"{folder}/*.py"):
+            wrong += [f"{path.name}: {name}" for name in imported(path) if name.startswith(forbidden)]
+    assert [entry for entry in wrong if not entry.startswith("mg3d_module.py")] == []
+
+
+def test_no_unsafe_call_no_private_place_no_long_file(repository: Path) -> None:
+    for path in tracked(repository, "*.py", "*.sh"):
+        text = path.read_text(encoding="utf-8")
+        if "tests" not in path.relative_to(repository).parts:
+            assert not UNSAFE.search(text), path
+            assert not PRIVATE_PLACE.search(text), path
+            assert len(text.splitlines()) <= 400, path
+
+
+def test_tracked_files_are_small(repository: Path) -> None:
+    assert [path.name for path in tracked(repository) if path.stat().st_size > 500_000] == []
+
+
+def test_lint(repository: Path) -> None:
+    for words in (["check", "."], ["format", "--check", "."]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *words], cwd=repository, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.slow
+def test_types(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "mg3d", "prepro"], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
