@@ -77,6 +77,7 @@ class MG3DConfig:
     max_bad_fraction: float = setting(
         0.01, "with on_bad_sample=skip: largest tolerated fraction of bad rows", low=0, high=1
     )
+    fixed_draws: bool = setting(False, "repeat the first epoch's masks, crops and sentences in every epoch")
     verify_crc: bool = setting(True, "compare each row with its stored checksum on reading")
 
     # Text

@@ -165,4 +165,5 @@ class MG3DDataModule(pl.LightningDataModule):
             image_root=cfg.image_root or Path(cfg.data_root),
             on_bad_sample=cfg.on_bad_sample,
             first_row=first_row,
+            fixed_draws=cfg.fixed_draws,
         )

@@ -96,6 +96,7 @@ class VolumeReportDataset(torch.utils.data.Dataset):
         image_root: folder of the ``.npz`` files that published path-only rows name.
         on_bad_sample: ``raise``, or ``skip``: take another row, chosen by (seed, row), and report the bad one.
         first_row: row of this corpus' first study in a concatenation; enters the seeds.
+        fixed_draws: repeat the draws of the first epoch (masks, crops, sentences) in every epoch.
 
     Raises:
         ValueError: an option is unknown or out of range.
@@ -119,6 +120,7 @@ class VolumeReportDataset(torch.utils.data.Dataset):
         image_root: str | Path = "",
         on_bad_sample: BadSamplePolicy = "raise",
         first_row: int = 0,
+        fixed_draws: bool = False,
     ) -> None:
         if on_bad_sample not in ("raise", "skip"):
             raise ValueError(f"on_bad_sample must be 'raise' or 'skip', got {on_bad_sample!r}")
@@ -139,6 +141,7 @@ class VolumeReportDataset(torch.utils.data.Dataset):
         self.image_root = image_root
         self.on_bad_sample = on_bad_sample
         self.first_row = first_row
+        self.fixed_draws = fixed_draws
         self.transform: VolumeTransform = create_transform(transform_keys, size_dhw)
         self._native = _is_native(table)
 
@@ -151,6 +154,7 @@ class VolumeReportDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int | SampleIndex) -> VolumeReportSample:
         row, epoch = index if isinstance(index, tuple) else (index, 0)
+        epoch = 0 if self.fixed_draws else epoch
         bad: list[BadSample] = []
         for candidate in self._candidates(row):
             try:

@@ -63,6 +63,12 @@ def test_same_sample_for_the_same_seed_epoch_and_row(packed: Path) -> None:
     assert dataset(packed, seed=1)[SampleIndex(2, 5)].mlm_seed != a.mlm_seed
 
 
+def test_fixed_draws_repeat_the_first_epoch(packed: Path) -> None:
+    fixed, free = dataset(packed, fixed_draws=True), dataset(packed)
+    assert fixed[SampleIndex(1, 5)].cell_seed == fixed[SampleIndex(1, 0)].cell_seed == free[SampleIndex(1, 0)].cell_seed
+    assert free[SampleIndex(1, 5)].cell_seed != free[SampleIndex(1, 0)].cell_seed
+
+
 def test_false_images_are_other_studies(packed: Path) -> None:
     data = dataset(packed, draw_false_image=3)
     real = [data[row].image for row in range(6)]
