@@ -32,7 +32,7 @@ def trained(entry: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[MG3DConf
 
     seen: list[MG3DConfig] = []
     trainer = ModuleType("mg3d.training.trainer")
-    trainer.run = lambda config: (seen.append(config), {"steps": 0})[1]  # type: ignore[attr-defined]
+    trainer.run = lambda config: (seen.append(config), {"run_dir": "none", "steps": 0, "metrics": {}})[1]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mg3d.training.trainer", trainer)
     monkeypatch.setattr(mg3d.training, "trainer", trainer, raising=False)
     monkeypatch.setenv("MG3D_PROCESS_DEFAULTS", "off")
