@@ -34,7 +34,7 @@ def _draw_findings(axes: Any, metrics: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("area under the ROC curve (95 % interval)")
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="lower left", fontsize="small")
 
 
 def _draw_retrieval(axes: Any, metrics: Mapping[str, Any]) -> None:
