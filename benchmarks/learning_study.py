@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the study; finished runs in it are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
-    parser.add_argument("words", nargs="*", help="further KEY=VALUE words for every run")
+    parser.add_argument("words", nargs="*", help="after --, further KEY=VALUE words for every run")
     options = parser.parse_args(arguments)
     results: dict[str, dict[int, dict[str, float]]] = {}
     for name in options.variants:
