@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mg3d.config_schema import LOSSES
+from mg3d.phantoms.findings import SCORED_FINDINGS
 
 __all__ = ["NAMED_CONFIGS", "objectives"]
 
@@ -128,17 +129,7 @@ NAMED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "grad_clip": 5.0,
             "evaluate": True,
             "eval_bootstrap": 400,
-            # Fixed before any training run (mg3d/phantoms/findings.py SCORED_FINDINGS); a test compares the two.
-            "eval_findings": [
-                "Medical material",
-                "Cardiomegaly",
-                "Pericardial effusion",
-                "Hiatal hernia",
-                "Emphysema",
-                "Lung opacity",
-                "Pleural effusion",
-                "Consolidation",
-            ],
+            "eval_findings": list(SCORED_FINDINGS),
         },
     ),
     "tiny": (

@@ -26,6 +26,7 @@ import mg3d
 from mg3d.datasets.arrow_schema import FORMAT_VERSION, make_row_batch, make_schema
 from mg3d.datasets.report_text import split_fragments
 from mg3d.errors import DataError, EnvironmentProblem
+from mg3d.training.run_folder import sync_directory
 from prepro.geometry import Geometry
 from prepro.readers.base import Case, Exclusion, PackedImage, Reader
 from prepro.splits import SPLITS, overlaps, refuse_overlaps
@@ -293,21 +294,13 @@ def _publish(writers: Mapping[str, ArrowFileWriter], manifests: Mapping[Path, di
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
-    _sync_folder(next(iter(manifests)).parent)
+    sync_directory(next(iter(manifests)).parent)
 
 
 def _sync_and_close(handle: Any) -> None:
     handle.flush()
     os.fsync(handle.fileno())
     handle.close()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_free_space(reader: Reader, cases: list[Case], options: PackOptions) -> None:
