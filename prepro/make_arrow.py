@@ -26,8 +26,8 @@ import mg3d
 from mg3d.datasets.arrow_schema import FORMAT_VERSION, make_row_batch, make_schema
 from mg3d.datasets.report_text import split_fragments
 from mg3d.errors import DataError, EnvironmentProblem
+from mg3d.scans.geometry import Geometry
 from mg3d.training.run_folder import sync_directory
-from prepro.geometry import Geometry
 from prepro.readers.base import Case, Exclusion, PackedImage, Reader
 from prepro.splits import SPLITS, overlaps, refuse_overlaps
 from prepro.workers import Failure, load_in_order

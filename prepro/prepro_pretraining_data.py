@@ -25,7 +25,7 @@ if str(ROOT) not in sys.path:
 from mg3d.errors import DataError, MG3DError  # noqa: E402 - the line above makes it importable
 
 if TYPE_CHECKING:
-    from prepro.geometry import Geometry
+    from mg3d.scans.geometry import Geometry
     from prepro.readers.base import Reader
 
 MAX_AUTOMATIC_WORKERS = 8
@@ -177,7 +177,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _geometry(options: argparse.Namespace) -> Geometry:
-    from prepro.geometry import Geometry
+    from mg3d.scans.geometry import Geometry
 
     size = tuple(options.image_size) if options.image_size else Geometry.size
     spacing = Geometry.target_spacing_mm

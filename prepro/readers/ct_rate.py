@@ -21,10 +21,10 @@ from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS, clean_text
 from mg3d.datasets.volume import WINDOW_HU
 from mg3d.errors import DataError
-from prepro.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
+from mg3d.scans.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
+from mg3d.scans.hounsfield import decide_rescale
+from mg3d.scans.nifti import RawVolume, check_spacing, read_nifti
 from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
-from prepro.readers.hounsfield import decide_rescale
-from prepro.readers.nifti import RawVolume, check_spacing, read_nifti
 from prepro.readers.tables import natural_key, read_table
 
 SPLIT_TABLE_NAMES = {"train": ("train", "train"), "valid": ("validation", "valid")}
@@ -41,8 +41,8 @@ class CtRateReader:
     Attributes:
         root: the download, or its ``dataset`` folder.
         geometry: the grid to end on.
-        rescale: ``auto``, ``apply`` or ``skip``, see :mod:`prepro.readers.hounsfield`.
-        orientation: ``canonical`` or ``snap``, see :func:`prepro.geometry.to_canonical`.
+        rescale: ``auto``, ``apply`` or ``skip``, see :mod:`mg3d.scans.hounsfield`.
+        orientation: ``canonical`` or ``snap``, see :func:`mg3d.scans.geometry.to_canonical`.
         empty_report: ``skip`` leaves scans out whose report is empty, ``keep`` packs them.
         max_volume_gib: largest volume to read.
     """

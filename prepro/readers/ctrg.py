@@ -19,9 +19,9 @@ from PIL import Image, UnidentifiedImageError
 from mg3d.datasets.report_text import MIN_WORDS, clean_text
 from mg3d.datasets.volume import CTRG_DEPTH_RANGE, TARGET_SPACING_MM, ctrg_stack, quantise_grey
 from mg3d.errors import DataError
-from prepro.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
+from mg3d.scans.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
+from mg3d.scans.nifti import read_nifti
 from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
-from prepro.readers.nifti import read_nifti
 from prepro.readers.tables import confined_path, natural_key
 
 SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -14,7 +14,7 @@ from PIL import Image
 from real_ct import REPORT_COLUMNS, write_table
 
 from mg3d.datasets.labels import CT_RATE_LABELS
-from prepro.geometry import Geometry
+from mg3d.scans.geometry import Geometry
 from prepro.readers.base import Case, CaseList, PackedImage
 
 SMALL = Geometry(size=(8, 6, 8), target_spacing_mm=None)

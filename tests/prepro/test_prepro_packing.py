@@ -30,7 +30,7 @@ from mg3d.datasets.arrow_table import ArrowTable
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.datasets.volume import ctrg_stack
 from mg3d.errors import DataError, EnvironmentProblem, RunFailedError
-from prepro.geometry import Geometry
+from mg3d.scans.geometry import Geometry
 from prepro.make_arrow import PackOptions, pack
 from prepro.prepro_pretraining_data import main
 from prepro.readers.base import Case

@@ -12,8 +12,8 @@ import pytest
 from prepro_builders import chest, save_nifti
 
 from mg3d.errors import DataError
-from prepro.readers.hounsfield import decide_rescale
-from prepro.readers.nifti import read_nifti
+from mg3d.scans.hounsfield import decide_rescale
+from mg3d.scans.nifti import read_nifti
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from prepro_builders import chest, save_nifti
 from safetensors.numpy import load_file
 
 from mg3d.datasets.volume import ct_rate_offline_resample, ct_rate_online_crop_resize, quantise_hu, to_unit_range
-from prepro.geometry import Geometry, grid_spacing, linear_matrix, plan_axes, resample_crop, to_canonical
-from prepro.readers.nifti import read_nifti
+from mg3d.scans.geometry import Geometry, grid_spacing, linear_matrix, plan_axes, resample_crop, to_canonical
+from mg3d.scans.nifti import read_nifti
 
 CASES = ("ct/lidc_0314_chest_2mm.nii.gz", "ct/crlm_1006_upper_abdomen_pad-3024.nii.gz")
 
