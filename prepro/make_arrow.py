@@ -28,9 +28,9 @@ from mg3d.datasets.report_text import split_fragments
 from mg3d.errors import DataError, EnvironmentProblem
 from mg3d.scans.geometry import Geometry
 from mg3d.training.run_folder import sync_directory
+from prepro.engines import Failure, create_engine, load_in_order
 from prepro.readers.base import Case, Exclusion, PackedImage, Reader
 from prepro.splits import SPLITS, overlaps, refuse_overlaps
-from prepro.workers import Failure, load_in_order
 
 MAX_LISTED_OVERLAPS = 100
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def _write_rows(
 ) -> _Log:
     log = _Log()
     with tqdm(total=len(cases), desc=reader.corpus, unit="scan", dynamic_ncols=True) as bar:
-        for case, result in load_in_order(reader, cases, options.workers):
+        for case, result in load_in_order(reader, cases, create_engine(options.workers)):
             if isinstance(result, Failure):
                 if options.on_bad == "stop":
                     raise DataError(result.message, result.remedy, case_id=case.image_id, path=result.path)
