@@ -88,6 +88,10 @@ class ArrowTable:
             raise DataError(f"no readable column {name!r}", f"columns: {', '.join(self.schema.names)}")
         return list(self._values(name))
 
+    def release(self) -> None:
+        """Close the maps of this process, which returns their pages; the next row opens its file again."""
+        self._readers.clear()
+
     def _values(self, name: str) -> Iterator[Any]:
         for file, ends in enumerate(self._batch_ends):
             reader = self._reader(file)
