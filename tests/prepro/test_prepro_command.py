@@ -15,7 +15,8 @@ import pytest
 from prepro_builders import ct_rate_tree, ctrg_tree
 
 from mg3d.errors import DataError
-from prepro.prepro_pretraining_data import build_parser, run
+from prepro.command_line import build_parser
+from prepro.job import run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "prepro" / "prepro_pretraining_data.py"
 SIZE = ("--image-size", "8", "6", "8", "--target-spacing", "none")
