@@ -22,6 +22,7 @@ from mg3d.errors import DataError
 MAX_TILT_DEGREES = 1.0
 MAX_RESAMPLED_GROWTH = 8
 ORIENTATION_MODES = ("canonical", "snap")
+WHOLE = (1.0, 1.0, 1.0)
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -30,10 +31,10 @@ class Geometry:
     """The grid every packed volume ends on.
 
     Attributes:
-        size: output voxels (D, H, W).
+        size: output voxels (D, H, W); not used by ``native``.
         target_spacing_mm: spacing (z, y, x) of the intermediate resampling; None leaves it out.
-        crop_fractions: kept central part per axis (D, H, W).
-        store: what a row holds; ``crop`` is the pre-training crop.
+        crop_fractions: kept central part per axis (D, H, W); not used by ``native``.
+        store: what a row holds; ``crop`` is the pre-training crop, ``native`` the whole volume at the target spacing.
     """
 
     size: tuple[int, int, int] = PRETRAIN_SIZE_DHW
@@ -154,10 +155,9 @@ def plan_axes(
     """
     target = geometry.target_spacing_mm
     middle = tuple(shape) if target is None else resampled_size(shape, spacing_mm, target)
+    size, fractions = (middle, WHOLE) if geometry.store == "native" else (geometry.size, geometry.crop_fractions)
     plans = [
-        _plan_axis(
-            shape[axis], middle[axis], geometry.size[axis], geometry.crop_fractions[axis], spacing, align_corners
-        )
+        _plan_axis(shape[axis], middle[axis], size[axis], fractions[axis], spacing, align_corners)
         for axis, spacing in enumerate(spacing_mm)
     ]
     return plans[0], plans[1], plans[2]

@@ -19,19 +19,16 @@ import numpy as np
 
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS, clean_text
-from mg3d.datasets.volume import WINDOW_HU
 from mg3d.errors import DataError
-from mg3d.scans.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
-from mg3d.scans.hounsfield import decide_rescale
-from mg3d.scans.nifti import RawVolume, check_spacing, read_nifti
+from mg3d.scans.geometry import Geometry
+from mg3d.scans.prepare import prepare_scan
+from mg3d.scans.read import read_scan
 from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
 from prepro.readers.tables import natural_key, read_table
 
 SPLIT_TABLE_NAMES = {"train": ("train", "train"), "valid": ("validation", "valid")}
 NAME_PATTERN = re.compile(r"(?P<scan>(?P<patient>[A-Za-z]+_\d+)_[A-Za-z]+)_\d+")
 SUFFIXES = (".nii.gz", ".nii")
-MAX_NAN_SHARE = 0.1
-SPACING_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,7 @@ class CtRateReader:
         orientation: ``canonical`` or ``snap``, see :func:`mg3d.scans.geometry.to_canonical`.
         empty_report: ``skip`` leaves scans out whose report is empty, ``keep`` packs them.
         max_volume_gib: largest volume to read.
+        assumed_spacing_mm: (z, y, x) used only where neither header nor metadata table has a voxel size.
     """
 
     root: Path
@@ -53,6 +51,7 @@ class CtRateReader:
     orientation: str = "canonical"
     empty_report: str = "skip"
     max_volume_gib: float = 4.0
+    assumed_spacing_mm: tuple[float, float, float] | None = None
 
     corpus: ClassVar[str] = "clm_ct_rate"
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
@@ -123,49 +122,16 @@ class CtRateReader:
         Raises:
             DataError: the file is damaged or its values or geometry make no sense.
         """
-        raw = read_nifti(case.source[0], self.max_volume_gib)
-        voxels, filled = _fill_nonfinite(raw.voxels_xyz, case.source[0])
-        try:
-            scale = decide_rescale(voxels, (raw.slope, raw.intercept), case.rescale, self.rescale)
-        except DataError as problem:
-            raise DataError(problem.message, problem.remedy, path=str(case.source[0])) from problem
-        spacing_xyz, warnings = choose_spacing(raw, case)
-        warnings.extend(raw.warnings)
-        if not scale.plausible:
-            warnings.append("values do not look like a chest CT in HU")
-        air = (WINDOW_HU[0] - scale.intercept) / scale.slope
-        canonical, spacing_mm, tilt = to_canonical(voxels, raw.affine, spacing_xyz, self.orientation, air)
-        plans = plan_axes(canonical.shape, spacing_mm, self.geometry)
-        values_hu = resample_crop(canonical, plans, scale.slope, scale.intercept)
-        record = {"rescale": scale.decision, "tilt_degrees": round(tilt, 3), "filled_voxels": filled}
-        record |= {"stored_shape_DHW": list(canonical.shape), "stored_spacing_mm": [round(s, 6) for s in spacing_mm]}
-        record["orientation"] = "header" if raw.oriented else "assumed LPS"
-        return PackedImage(np.rint(values_hu).astype(np.int16), grid_spacing(plans), record, tuple(warnings))
-
-
-def choose_spacing(raw: RawVolume, case: Case) -> tuple[tuple[float, float, float], list[str]]:
-    """Take the header's voxel size, the metadata table's where the header has none; say so when they differ.
-
-    Args:
-        raw: the volume as read.
-        case: its table row.
-
-    Returns:
-        voxel size along the stored axes X, Y, Z in mm, and warnings.
-
-    Raises:
-        DataError: neither source has a voxel size.
-    """
-    table = case.table_spacing_mm[::-1] if case.table_spacing_mm else None
-    if raw.spacing_mm is None:
-        if table is None:
-            raise DataError("no voxel size in the header or the metadata table", "add it", path=str(case.source[0]))
-        check_spacing(list(table), str(case.source[0]))
-        return (table[0], table[1], table[2]), ["voxel size taken from the metadata table"]
-    if table and not np.allclose(sorted(raw.spacing_mm), sorted(table), rtol=SPACING_TOLERANCE):
-        seen = "x".join(f"{value:g}" for value in table)
-        return raw.spacing_mm, [f"metadata table says {seen} mm (x, y, z), the header is used"]
-    return raw.spacing_mm, []
+        scan = prepare_scan(
+            read_scan(case.source[0], self.max_volume_gib),
+            self.geometry,
+            rescale=self.rescale,
+            table_rescale=case.rescale,
+            table_spacing_mm=case.table_spacing_mm,
+            assumed_spacing_mm=self.assumed_spacing_mm,
+            orientation=self.orientation,
+        )
+        return PackedImage(np.rint(scan.voxels_hu).astype(np.int16), scan.spacing_mm, scan.record, scan.warnings)
 
 
 def _volumes(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -249,16 +215,3 @@ def _metadata_row(row: dict[str, str]) -> MetadataRow:
     except (ValueError, TypeError, IndexError):
         return rescale, None
     return rescale, spacing if np.isfinite(spacing).all() and min(spacing) > 0 else None
-
-
-def _fill_nonfinite(voxels: np.ndarray, path: Path) -> tuple[np.ndarray, int]:
-    """Replace NaN and infinity by the smallest finite value (air or padding); count them."""
-    if voxels.dtype.kind != "f":
-        return voxels, 0
-    bad = ~np.isfinite(voxels)
-    count = int(np.count_nonzero(bad))
-    if count > MAX_NAN_SHARE * voxels.size:
-        raise DataError(f"{count} of {voxels.size} voxels are not finite", "download the file again", path=str(path))
-    if count:
-        voxels[bad] = voxels[~bad].min()
-    return voxels, count
