@@ -190,8 +190,17 @@ def encode_report(
     texts = [_choose_sentence(fragment, sent_level, draw) for fragment in (*findings_sen, *impression_sen)]
     if fragment_separator == "none_reference":
         return _encode_reference(tokenizer, texts, max_text_len)
-    kept = [text for text in texts if text.strip() and text.strip().lower() not in _MISSING_FRAGMENT]
-    return _encode_joined(tokenizer, kept, max_text_len)
+    return _encode_joined(tokenizer, [text for text in texts if _holds_text(text)], max_text_len)
+
+
+def whole_fragments(fragments: Sequence[str]) -> list[str]:
+    """Return the texts that stand for these fragments when no sentence is drawn: lower-cased, blank ones dropped."""
+    texts = (_choose_sentence(fragment, False, random.Random(0)) for fragment in fragments)
+    return [text for text in texts if _holds_text(text)]
+
+
+def _holds_text(fragment: str) -> bool:
+    return bool(fragment.strip()) and fragment.strip().lower() not in _MISSING_FRAGMENT
 
 
 def _choose_sentence(fragment: str, sent_level: bool, rng: random.Random) -> str:

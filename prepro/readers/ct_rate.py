@@ -1,8 +1,8 @@
 """CT-RATE in its published layout: nested folders of NIfTI volumes, three tables (spec downstream 7.1 to 7.3).
 
 ``ROOT/dataset/{train,valid}/train_1/train_1_a/train_1_a_1.nii.gz`` with ``radiology_text_reports``,
-``multi_abnormality_labels`` and ``metadata`` beside the volumes; the corrected ``train_fixed`` and ``valid_fixed``
-folders of the second release are preferred where present. Labels and metadata are optional, reports are not.
+``multi_abnormality_labels`` and ``metadata`` beside the volumes. A volume of the second release (``train_fixed``,
+``valid_fixed``) is preferred to its namesake of the first. Labels and metadata are optional, reports are not.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
-from mg3d.datasets.report_text import MIN_WORDS, clean_text
+from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
 from mg3d.scans.geometry import Geometry
-from mg3d.scans.prepare import prepare_scan
+from mg3d.scans.prepare import SPACING_TOLERANCE, prepare_scan
+from mg3d.scans.raw_volume import UNKNOWN_DIRECTIONS, RawVolume
 from mg3d.scans.read import read_scan
 from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
-from prepro.readers.tables import natural_key, read_table
+from prepro.readers.tables import natural_key, read_table, strip_suffix
+from prepro.text import clean_report, count_words
 
 SPLIT_TABLE_NAMES = {"train": ("train", "train"), "valid": ("validation", "valid")}
 NAME_PATTERN = re.compile(r"(?P<scan>(?P<patient>[A-Za-z]+_\d+)_[A-Za-z]+)_\d+")
@@ -69,9 +71,8 @@ class CtRateReader:
         base = self.dataset_folder()
         found = CaseList()
         for split in SPLIT_TABLE_NAMES:
-            folder = self._volume_folder(base, split)
-            if folder is not None:
-                self._add_split(found, base, folder, split)
+            if folders := self._volume_folders(base, split):
+                self._add_split(found, base, folders, split)
         if not found.cases and not found.exclusions:
             raise DataError("no .nii.gz volume below train/ or valid/", "check --root", path=str(base))
         return found
@@ -79,36 +80,38 @@ class CtRateReader:
     def dataset_folder(self) -> Path:
         """Return the folder that holds ``train`` or ``valid``: the root itself or its ``dataset`` folder."""
         for folder in (self.root / "dataset", self.root):
-            if any(self._volume_folder(folder, split) for split in SPLIT_TABLE_NAMES):
+            if any(self._volume_folders(folder, split) for split in SPLIT_TABLE_NAMES):
                 return folder
         raise DataError("no dataset/train or dataset/valid folder here", "give the CT-RATE root", path=str(self.root))
 
     @staticmethod
-    def _volume_folder(base: Path, split: str) -> Path | None:
-        candidates = (base / f"{split}_fixed", base / split)
-        return next((folder for folder in candidates if folder.is_dir()), None)
+    def _volume_folders(base: Path, split: str) -> list[Path]:
+        """Folders of the second and the first release, as far as they are there."""
+        return [folder for folder in (base / f"{split}_fixed", base / split) if folder.is_dir()]
 
-    def _add_split(self, found: CaseList, base: Path, folder: Path, split: str) -> None:
+    def _add_split(self, found: CaseList, base: Path, folders: list[Path], split: str) -> None:
         reports_name, labels_name = SPLIT_TABLE_NAMES[split]
-        reports, conflicts = _read_reports(base / "radiology_text_reports" / f"{reports_name}_reports.csv")
+        reports = _read_reports(base / "radiology_text_reports" / f"{reports_name}_reports.csv")
         labels = _read_labels(base / "multi_abnormality_labels" / f"{labels_name}_predicted_labels.csv")
         metadata = _read_metadata(base / "metadata" / f"{reports_name}_metadata.csv")
-        by_scan = {_scan_of(name): name for name in reversed(reports)}
         used = set()
-        for name, path in sorted(_volumes(folder), key=lambda item: natural_key(item[0])):
+        volumes, namesakes = _volumes(folders)
+        found.exclusions += namesakes
+        for name, path in sorted(volumes.items(), key=lambda item: natural_key(item[0])):
             match = NAME_PATTERN.fullmatch(name)
-            key = name if name in reports else by_scan.get(_scan_of(name), "")
-            reason = _reason_against(match is not None, key, conflicts, reports, self.empty_report)
+            key = reports.key_of(name)
+            reason = _reason_against(match is not None, key, reports, self.empty_report)
             used.add(key)
             if reason or match is None:
                 found.exclusions.append(Exclusion(name, str(path), reason))
                 continue
             slope_intercept, spacing = metadata.get(name, (None, None))
             vector = labels.get(name, labels.get(key, (UNKNOWN_LABEL,) * len(CT_RATE_LABELS) if labels else ()))
-            found.cases.append(
-                Case(name, match["patient"], split, (path,), *reports[key], vector, slope_intercept, spacing)
-            )
-        found.notes[f"{split}_reports_without_volume"] = len(reports.keys() - used)
+            texts = reports.texts[key]
+            found.cases.append(Case(name, match["patient"], split, (path,), *texts, vector, slope_intercept, spacing))
+        found.notes[f"{split}_reports_without_volume"] = len(reports.texts.keys() - used)
+        if reports.not_utf8:
+            found.notes[f"{split}_report_rows_not_utf8"] = list(reports.not_utf8)
 
     def load(self, case: Case) -> PackedImage:
         """Read, rescale, orient and resample one volume.
@@ -123,7 +126,7 @@ class CtRateReader:
             DataError: the file is damaged or its values or geometry make no sense.
         """
         scan = prepare_scan(
-            read_scan(case.source[0], self.max_volume_gib),
+            _without_empty_header(read_scan(case.source[0], self.max_volume_gib), case),
             self.geometry,
             rescale=self.rescale,
             table_rescale=case.rescale,
@@ -134,47 +137,84 @@ class CtRateReader:
         return PackedImage(np.rint(scan.voxels_hu).astype(np.int16), scan.spacing_mm, scan.record, scan.warnings)
 
 
-def _volumes(folder: Path) -> Iterator[tuple[str, Path]]:
+def _without_empty_header(raw: RawVolume, case: Case) -> RawVolume:
+    """Drop the geometry of a first-release header that was never filled: 1 mm voxels where the table says otherwise."""
+    table = case.table_spacing_mm
+    is_default = raw.spacing_mm == (1.0, 1.0, 1.0) and np.array_equal(np.abs(raw.affine[:3, :3]), np.eye(3))
+    if table is None or not is_default or np.allclose(table, 1.0, rtol=SPACING_TOLERANCE):
+        return raw
+    return replace(raw, affine=UNKNOWN_DIRECTIONS, spacing_mm=None, oriented=False)
+
+
+def _volumes(folders: list[Path]) -> tuple[dict[str, Path], list[Exclusion]]:
+    """Every volume by name, the first folder that holds it first, and namesakes within one folder."""
+    volumes: dict[str, Path] = {}
+    namesakes = []
+    for folder in folders:
+        for name, path in _walk(folder):
+            first = volumes.setdefault(name, path)
+            if first != path and first.is_relative_to(folder):
+                namesakes.append(Exclusion(name, str(path), f"same name as {first}"))
+    return volumes, namesakes
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
     for parent, _, files in os.walk(folder):
-        for file in files:
-            suffix = next((ending for ending in SUFFIXES if file.endswith(ending)), None)
-            if suffix and not file.startswith("."):
-                yield file.removesuffix(suffix), Path(parent) / file
-
-
-def _stem(volume_name: str) -> str:
-    return volume_name.strip().removesuffix(".gz").removesuffix(".nii")
+        for file in sorted(files):
+            if file.endswith(SUFFIXES) and not file.startswith("."):
+                yield strip_suffix(file), Path(parent) / file
 
 
 def _scan_of(name: str) -> str:
     return name.rpartition("_")[0]
 
 
-def _reason_against(
-    named: bool, key: str, conflicts: set[str], reports: dict[str, tuple[str, str]], empty_report: str
-) -> str:
+@dataclass(frozen=True)
+class _Reports:
+    """Cleaned (findings, impression) by volume name; reconstructions without a row share that of their scan."""
+
+    texts: dict[str, tuple[str, str]]
+    conflicts: frozenset[str]
+    by_scan: dict[str, str]
+    not_utf8: tuple[int, ...]
+
+    def key_of(self, name: str) -> str:
+        """Name whose row holds the report of a volume; "" when there is none."""
+        return name if name in self.texts else self.by_scan.get(_scan_of(name), "")
+
+
+def _reason_against(named: bool, key: str, reports: _Reports, empty_report: str) -> str:
     if not named:
         return "name is not split_patient_scan_reconstruction"
     if not key:
         return "no row in the report table"
-    if key in conflicts:
+    if key in reports.conflicts:
         return "two different reports under one name"
-    if len(" ".join(reports[key]).split()) < MIN_WORDS and empty_report == "skip":
+    if empty_report == "skip" and count_words(" ".join(reports.texts[key])) < MIN_WORDS:
         return f"report has fewer than {MIN_WORDS} words"
     return ""
 
 
-def _read_reports(path: Path) -> tuple[dict[str, tuple[str, str]], set[str]]:
-    reports: dict[str, tuple[str, str]] = {}
+def _volume_name(row: dict[str, str], path: Path) -> str:
+    name = strip_suffix(row["VolumeName"].strip())
+    if Path(name).name != name:
+        raise DataError(f"VolumeName {row['VolumeName']!r} is a path", "use plain file names", path=str(path))
+    return name
+
+
+def _read_reports(path: Path) -> _Reports:
+    table = read_table(path, ("VolumeName", "Findings_EN", "Impressions_EN"))
+    texts: dict[str, tuple[str, str]] = {}
     conflicts = set()
-    for row in read_table(path, ("VolumeName", "Findings_EN", "Impressions_EN")):
-        name = _stem(row["VolumeName"])
-        texts = (clean_text(row["Findings_EN"]), clean_text(row["Impressions_EN"]))
-        if Path(name).name != name:
-            raise DataError(f"VolumeName {row['VolumeName']!r} is a path", "use plain file names", path=str(path))
-        if reports.setdefault(name, texts) != texts:
+    for row in table.rows:
+        if not row["VolumeName"].strip():
+            continue
+        name = _volume_name(row, path)
+        both = (clean_report(row["Findings_EN"]), clean_report(row["Impressions_EN"]))
+        if texts.setdefault(name, both) != both:
             conflicts.add(name)
-    return reports, conflicts
+    by_scan = {_scan_of(name): name for name in reversed(texts)}
+    return _Reports(texts, frozenset(conflicts), by_scan, table.not_utf8)
 
 
 def _read_labels(path: Path) -> dict[str, tuple[int, ...]]:
@@ -182,9 +222,9 @@ def _read_labels(path: Path) -> dict[str, tuple[int, ...]]:
         return {}
     codes = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN_LABEL}
     labels = {}
-    for number, row in enumerate(read_table(path, ("VolumeName", *CT_RATE_LABELS)), start=2):
+    for number, row in enumerate(read_table(path, ("VolumeName", *CT_RATE_LABELS)).rows, start=2):
         try:
-            labels[_stem(row["VolumeName"])] = tuple(codes[row[name].strip()] for name in CT_RATE_LABELS)
+            labels[strip_suffix(row["VolumeName"].strip())] = tuple(codes[row[name].strip()] for name in CT_RATE_LABELS)
         except KeyError as problem:
             raise DataError(
                 f"row {number}: label {problem} is not 0, 1 or empty", "repair it", path=str(path)
@@ -198,8 +238,8 @@ MetadataRow = tuple[tuple[float, float] | None, tuple[float, float, float] | Non
 def _read_metadata(path: Path) -> dict[str, MetadataRow]:
     if not path.is_file():
         return {}
-    rows = read_table(path, ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing"))
-    return {_stem(row["VolumeName"]): _metadata_row(row) for row in rows}
+    rows = read_table(path, ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")).rows
+    return {strip_suffix(row["VolumeName"].strip()): _metadata_row(row) for row in rows}
 
 
 def _metadata_row(row: dict[str, str]) -> MetadataRow:
