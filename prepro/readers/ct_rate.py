@@ -31,6 +31,10 @@ from prepro.text import clean_report, count_words
 SPLIT_TABLE_NAMES = {"train": ("train", "train"), "valid": ("validation", "valid")}
 NAME_PATTERN = re.compile(r"(?P<scan>(?P<patient>[A-Za-z]+_\d+)_[A-Za-z]+)_\d+")
 SUFFIXES = (".nii.gz", ".nii")
+REPORT_COLUMNS = ("VolumeName", "Findings_EN", "Impressions_EN")
+LABEL_COLUMNS = ("VolumeName", *CT_RATE_LABELS)
+LABEL_CODES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN_LABEL}
+METADATA_COLUMNS = ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,9 @@ class CtRateReader:
         return [folder for folder in (base / f"{split}_fixed", base / split) if folder.is_dir()]
 
     def _add_split(self, found: CaseList, base: Path, folders: list[Path], split: str) -> None:
-        reports_name, labels_name = SPLIT_TABLE_NAMES[split]
-        reports = _read_reports(base / "radiology_text_reports" / f"{reports_name}_reports.csv")
-        labels = _read_labels(base / "multi_abnormality_labels" / f"{labels_name}_predicted_labels.csv")
-        metadata = _read_metadata(base / "metadata" / f"{reports_name}_metadata.csv")
+        reports_path, labels_path, metadata_path = table_paths(base, split)
+        reports, labels = _read_reports(reports_path), _read_labels(labels_path)
+        metadata = _read_metadata(metadata_path)
         used = set()
         volumes, namesakes = _volumes(folders)
         found.exclusions += namesakes
@@ -135,6 +138,21 @@ class CtRateReader:
             orientation=self.orientation,
         )
         return PackedImage(np.rint(scan.voxels_hu).astype(np.int16), scan.spacing_mm, scan.record, scan.warnings)
+
+
+def table_paths(base: Path, split: str) -> tuple[Path, Path, Path]:
+    """Return where the report, label and metadata tables of an official split are.
+
+    Args:
+        base: the ``dataset`` folder.
+        split: ``train`` or ``valid``.
+    """
+    reports_name, labels_name = SPLIT_TABLE_NAMES[split]
+    return (
+        base / "radiology_text_reports" / f"{reports_name}_reports.csv",
+        base / "multi_abnormality_labels" / f"{labels_name}_predicted_labels.csv",
+        base / "metadata" / f"{reports_name}_metadata.csv",
+    )
 
 
 def _without_empty_header(raw: RawVolume, case: Case) -> RawVolume:
@@ -203,7 +221,7 @@ def _volume_name(row: dict[str, str], path: Path) -> str:
 
 
 def _read_reports(path: Path) -> _Reports:
-    table = read_table(path, ("VolumeName", "Findings_EN", "Impressions_EN"))
+    table = read_table(path, REPORT_COLUMNS)
     texts: dict[str, tuple[str, str]] = {}
     conflicts = set()
     for row in table.rows:
@@ -220,11 +238,12 @@ def _read_reports(path: Path) -> _Reports:
 def _read_labels(path: Path) -> dict[str, tuple[int, ...]]:
     if not path.is_file():
         return {}
-    codes = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN_LABEL}
     labels = {}
-    for number, row in enumerate(read_table(path, ("VolumeName", *CT_RATE_LABELS)).rows, start=2):
+    for number, row in enumerate(read_table(path, LABEL_COLUMNS).rows, start=2):
         try:
-            labels[strip_suffix(row["VolumeName"].strip())] = tuple(codes[row[name].strip()] for name in CT_RATE_LABELS)
+            labels[strip_suffix(row["VolumeName"].strip())] = tuple(
+                LABEL_CODES[row[name].strip()] for name in CT_RATE_LABELS
+            )
         except KeyError as problem:
             raise DataError(
                 f"row {number}: label {problem} is not 0, 1 or empty", "repair it", path=str(path)
@@ -238,7 +257,7 @@ MetadataRow = tuple[tuple[float, float] | None, tuple[float, float, float] | Non
 def _read_metadata(path: Path) -> dict[str, MetadataRow]:
     if not path.is_file():
         return {}
-    rows = read_table(path, ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")).rows
+    rows = read_table(path, METADATA_COLUMNS).rows
     return {strip_suffix(row["VolumeName"].strip()): _metadata_row(row) for row in rows}
 
 
