@@ -22,7 +22,7 @@ __all__ = ["DATASETS", "LATER_LOSSES", "LOSSES", "MG3DConfig", "config_defaults"
 
 LOSSES = ("sen_mlm", "swin_unetr_mim", "local_itc", "itc", "itm")
 LATER_LOSSES = ("mlm", "mim", "umlm", "umim", "vqa", "cls", "mlc", "irtr", "clm")
-DATASETS = ("clm_chest_ctrg", "clm_ct_rate")
+DATASETS = ("clm_chest_ctrg", "clm_ct_rate", "clm_own", "clm_own_*")
 VISION_ENCODERS = ("swin_b", "swin_l", "unet", "unet_pcrlv2")
 PRECISIONS = (16, 32, "bf16")
 PUBLISHED_WEIGHTS = {"sen_mlm": 1.0, "swin_unetr_mim": 1.0, "local_itc": 0.1, "itc": 0.0, "itm": 0.0}

@@ -37,7 +37,7 @@ def setting(
         high: largest allowed number (inclusive).
         above: exclusive lower bound.
         below: exclusive upper bound.
-        choices: allowed values; of a list, the allowed items.
+        choices: allowed values; of a list, the allowed items; ``word_*`` allows everything that begins with ``word_``.
         path: True when the text is a place on disk, in which ``~`` is expanded.
 
     Returns:
@@ -138,6 +138,12 @@ def _within(value: Any, limits: Mapping[str, float | None]) -> bool:
     )
 
 
+def _is_choice(item: Any, choices: Sequence[Any]) -> bool:
+    """Whether an item is one of the choices, or begins as one that ends in ``*``."""
+    stems = tuple(str(choice)[:-1] for choice in choices if str(choice).endswith("*"))
+    return item in choices or (isinstance(item, str) and bool(stems) and item.startswith(stems))
+
+
 def check_value(name: str, value: Any, field: dataclasses.Field[Any], hint: Any) -> Any:
     """Check one value against its declaration.
 
@@ -156,10 +162,10 @@ def check_value(name: str, value: Any, field: dataclasses.Field[Any], hint: Any)
     fits, converted = _convert(value, hint)
     items = converted if isinstance(converted, tuple) else (converted,)
     choices = field.metadata["choices"]
-    if not fits or (choices is not None and any(item is not None and item not in choices for item in items)):
+    odd = [str(item) for item in items if choices is not None and item is not None and not _is_choice(item, choices)]
+    if not fits or odd:
         near = ""
         if choices is not None:
-            odd = [str(item) for item in items if item not in choices]
             near = suggest(odd[0], [str(choice) for choice in choices]) if odd else ""
             near = f"[{near}]" if near and isinstance(converted, tuple) else near
         elif isinstance(value, str) and hint is bool:

@@ -3,6 +3,7 @@
 ``clean`` (default): validation is a seeded share of the training patients, test is what the publishers hold out.
 ``reference``: what the published runs did, CT-RATE's validation set in both roles and CTRG cut by position
 (spec pretraining 2.2); overlaps are reported there instead of refused.
+Own data keep the splits of their table; what the table lacks is drawn by patient: test first, then validation.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from mg3d.errors import DataError
 from prepro.readers.base import Case, CaseList, Exclusion
@@ -18,8 +20,9 @@ from prepro.readers.base import Case, CaseList, Exclusion
 SPLITS = ("train", "val", "test")
 PROTOCOLS = ("clean", "reference")
 VAL_FRACTIONS = {"clm_ct_rate": 0.02, "clm_chest_ctrg": 0.10}
+OWN_FRACTION = 0.10
 HELD_OUT = {"clm_ct_rate": "valid", "clm_chest_ctrg": "test"}
-MAX_LISTED_PAIRS = 3
+MAX_PAIR_TEXT = 200
 
 
 def assign_splits(
@@ -32,13 +35,16 @@ def assign_splits(
         corpus: dataset key.
         protocol: ``clean`` or ``reference``.
         seed: seed of the validation draw.
-        val_fraction: share of training patients drawn for validation; None takes the published 2 % or 10 %.
+        val_fraction: share of training patients drawn for validation, and in own data without splits also for test;
+            None takes 2 % for CT-RATE and 10 % elsewhere.
 
     Returns:
         cases with ``splits`` set, in the given order, and those that belong to no split of this protocol.
     """
-    fraction = VAL_FRACTIONS[corpus] if val_fraction is None else val_fraction
-    if protocol == "reference":
+    fraction = VAL_FRACTIONS.get(corpus, OWN_FRACTION) if val_fraction is None else val_fraction
+    if corpus not in HELD_OUT:
+        rule = _own(found.cases, seed, fraction)
+    elif protocol == "reference":
         rule = _ct_rate_reference if corpus == "clm_ct_rate" else _positional(found.entries)
     elif any(case.origin for case in found.cases):
         rule = _held_out(found.cases, HELD_OUT[corpus], seed, fraction)
@@ -99,32 +105,40 @@ def overlaps(owners: Iterable[tuple[str, str, str]]) -> list[str]:
         owners: (key, split, image id) triples; the key is a patient or a content digest.
 
     Returns:
-        one line per key, naming one scan per split.
+        one line per key, naming every scan of it in every split.
     """
-    seen: dict[str, dict[str, str]] = defaultdict(dict)
+    seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for key, split, image_id in owners:
-        seen[key].setdefault(split, image_id)
+        seen[key][split].append(image_id)
     return [
-        " and ".join(f"{image_id} ({split})" for split, image_id in sorted(places.items()))
+        " and ".join(f"{', '.join(image_ids)} ({split})" for split, image_ids in sorted(places.items()))
         for _, places in sorted(seen.items())
         if len(places) > 1
     ]
 
 
-def refuse_overlaps(pairs: list[str], what: str) -> None:
+def refuse_overlaps(pairs: list[str], what: str, listing: Path | None = None) -> None:
     """Stop a clean run in which splits share something.
 
     Args:
         pairs: from :func:`overlaps`.
         what: what is shared, for the message.
+        listing: file that receives all pairs when the message cannot show them.
 
     Raises:
         DataError: there is at least one pair.
     """
-    if pairs:
-        shown = "; ".join(pairs[:MAX_LISTED_PAIRS]) + (" ..." if len(pairs) > MAX_LISTED_PAIRS else "")
-        remedy = "repair the split lists, or use --split-protocol reference to pack anyway"
-        raise DataError(f"{len(pairs)} {what} in more than one split: {shown}", remedy)
+    if not pairs:
+        return
+    shown = "; ".join(pair if len(pair) <= MAX_PAIR_TEXT else pair[:MAX_PAIR_TEXT] + "..." for pair in pairs[:3])
+    if shown != "; ".join(pairs):
+        shown += " ..."
+        if listing is not None:
+            listing.parent.mkdir(parents=True, exist_ok=True)
+            listing.write_text("".join(f"{pair}\n" for pair in pairs), encoding="utf-8")
+            shown += f"; all of them in {listing}"
+    remedy = "repair the split lists, or use --split-protocol reference to pack anyway"
+    raise DataError(f"{len(pairs)} {what} in more than one split: {shown}", remedy)
 
 
 def patient_overlaps(cases: Iterable[Case]) -> list[str]:
@@ -155,6 +169,22 @@ def _held_out(cases: list[Case], held_out: str, seed: int, fraction: float) -> R
         if case.origin != "train":
             return ()
         return ("val",) if case.patient_id in drawn else ("train",)
+
+    return rule
+
+
+def _own(cases: list[Case], seed: int, fraction: float) -> Rule:
+    given = {case.origin for case in cases}
+    patients = {case.patient_id for case in cases if case.origin in ("", "train")}
+    test = draw_patients(patients, fraction, seed) if given == {""} else set()
+    val = draw_patients(patients - test, fraction, seed) if "val" not in given else set()
+
+    def rule(case: Case) -> tuple[str, ...]:
+        if case.origin in ("val", "test"):
+            return (case.origin,)
+        if case.patient_id in test:
+            return ("test",)
+        return ("val",) if case.patient_id in val else ("train",)
 
     return rule
 

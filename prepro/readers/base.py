@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,14 +16,14 @@ class Case:
     Attributes:
         image_id: unique name of the scan in its corpus.
         patient_id: what keeps one patient in one split.
-        origin: the split the publishers put it in (train, valid, val, test).
+        origin: the split the publishers put it in (train, valid, val, test); "" when nobody did.
         source: one volume file, or the slice files in order.
         findings: cleaned findings text, may be empty.
         impression: cleaned impression text, may be empty.
         labels: 0 / 1 / -1 per label name; empty when the corpus has none.
         rescale: slope and intercept of the metadata table, None without a row.
         table_spacing_mm: (z, y, x) of the metadata table, None without one.
-        position: 0-based place in the annotation file, for positional splits.
+        position: 0-based place in the annotation file, for positional splits; row number of an own table.
         splits: the splits it is packed into; set by :mod:`prepro.splits`.
     """
 
@@ -86,9 +86,17 @@ class PackedImage:
 class Reader(Protocol):
     """A data set in its published layout; picklable, so that workers can load."""
 
-    corpus: ClassVar[str]
-    label_names: ClassVar[tuple[str, ...]]
-    window: ClassVar[str]
+    @property
+    def corpus(self) -> str:
+        """Dataset key: first part of the file names."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels, in the order of the rows' labels."""
+
+    @property
+    def window(self) -> str:
+        """Intensity window of the voxels, as in the schema metadata."""
 
     def find_cases(self) -> CaseList:
         """List the scans with their reports, in a fixed order, without reading voxels."""

@@ -76,5 +76,5 @@ def test_subset_is_seeded_sorted_and_never_empty() -> None:
 
 def test_unknown_dataset_names_the_nearest() -> None:
     assert {"clm_ct_rate", "clm_chest_ctrg"} <= set(DATASETS)
-    with pytest.raises(ConfigError, match=r"did you mean 'clm_ct_rate'\? known: clm_chest_ctrg, clm_ct_rate"):
+    with pytest.raises(ConfigError, match=r"did you mean 'clm_ct_rate'\? known: clm_chest_ctrg, clm_ct_rate, clm_own"):
         dataset_class("clm_ctrate")

@@ -70,7 +70,7 @@ def test_a_patient_on_both_sides_is_refused_and_named() -> None:
     found.cases.append(_case("train_1_b_1", "valid"))
     cases, _ = assign_splits(found, "clm_ct_rate", val_fraction=0.0)
     pairs = patient_overlaps(cases)
-    assert pairs == ["train_1_b_1 (test) and train_1_a_1 (train)"]
+    assert pairs == ["train_1_b_1 (test) and train_1_a_1, train_1_a_2 (train)"]
     with pytest.raises(DataError, match=r"1 patients in more than one split: train_1_b_1"):
         refuse_overlaps(pairs, "patients")
 
