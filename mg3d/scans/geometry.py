@@ -1,20 +1,23 @@
-"""From a stored grid to the pre-training crop: canonical directions, then one fused separable resampling.
+"""From a stored grid to the wanted one: canonical directions, then one fused separable resampling.
 
 Legend: D depth (z, to superior), H rows (y, to posterior), W columns (x, to the patient's left): the LPS order of
 increasing indices. Trilinear interpolation is separable, so the published chain (resample to a fixed spacing, centre
-crop, resize) is folded into one small matrix per axis; no intermediate volume is ever made. The constants and the
-published two-step functions live in :mod:`mg3d.datasets.volume`; tests hold both ways together.
+crop, resize) is folded into one small matrix per axis; no intermediate volume is ever made. The matrices hold two to
+four weights per output voxel and are applied as sparse ones, plane by plane: faster than dense products, and the sums
+do not depend on threads or kernels of a matrix library. The constants and the published two-step functions live in
+:mod:`mg3d.datasets.volume`; tests hold both ways together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import io_orientation
+from scipy import sparse
 
 from mg3d.datasets.volume import CROP_FRACTIONS_DHW, PRETRAIN_SIZE_DHW, TARGET_SPACING_MM, WINDOW_HU, resampled_size
 from mg3d.errors import DataError
@@ -22,6 +25,10 @@ from mg3d.errors import DataError
 MAX_TILT_DEGREES = 1.0
 MAX_RESAMPLED_GROWTH = 8
 ORIENTATION_MODES = ("canonical", "snap")
+STORES = ("crop", "native")
+TYPICAL_EXTENT_MM = (320.0, 360.0, 360.0)  # of a chest CT; for estimates only
+ROW_PADDING = 16  # float32 values, a cache line: rows of 2^n bytes would be slow to transpose
+PLANES_AT_ONCE = 32  # of 16-bit voxels stored side by side along depth: a cache line each
 WHOLE = (1.0, 1.0, 1.0)
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -41,6 +48,13 @@ class Geometry:
     target_spacing_mm: tuple[float, float, float] | None = TARGET_SPACING_MM
     crop_fractions: tuple[float, float, float] = CROP_FRACTIONS_DHW
     store: str = "crop"
+
+    def typical_voxels(self) -> int:
+        """Voxels of a row, for estimates of disk space; exact unless ``native``."""
+        if self.store != "native":
+            return int(np.prod(self.size))
+        spacing = self.target_spacing_mm or TARGET_SPACING_MM
+        return int(np.prod(np.divide(TYPICAL_EXTENT_MM, spacing)))
 
     def metadata(self) -> dict[str, Any]:
         """Plain values for the Arrow schema and the manifest."""
@@ -142,7 +156,7 @@ class AxisPlan:
 def plan_axes(
     shape: Sequence[int], spacing_mm: Sequence[float], geometry: Geometry, align_corners: bool = False
 ) -> tuple[AxisPlan, AxisPlan, AxisPlan]:
-    """Fold resample, centre crop and resize into one matrix per axis.
+    """Fold resample, centre crop and resize into one matrix per axis; ``native`` has the resampling alone.
 
     Args:
         shape: stored voxels (D, H, W).
@@ -207,10 +221,12 @@ def resample_crop(
     slope: float = 1.0,
     intercept: float = 0.0,
     window: tuple[float, float] = WINDOW_HU,
+    dtype: type[np.generic] = np.float32,
 ) -> np.ndarray:
-    """Scale, clip and resample a volume slice by slice.
+    """Scale, clip and resample a volume plane by plane.
 
     Values are clipped to the window before interpolation, as published: metal must not bleed into its neighbours.
+    Beside the input and the output only a few planes are in memory.
 
     Args:
         voxels_DHW: stored values, any real type, any strides.
@@ -218,22 +234,50 @@ def resample_crop(
         slope: scale to the unit of ``window``.
         intercept: offset to the unit of ``window``.
         window: lower and upper limit.
+        dtype: of the result; an integer type gets rounded values.
 
     Returns:
-        float32 [D,H,W] in the unit of ``window``.
+        [D,H,W] in the unit of ``window``.
     """
     depth, rows, columns = plans
     region = voxels_DHW[depth.source, rows.source, columns.source]
-    reduced = np.zeros((region.shape[0], rows.weights.shape[0], columns.weights.shape[0]), dtype=np.float32)
-    for index in np.flatnonzero(depth.weights.any(axis=0)):
-        plane = region[index].astype(np.float32)
-        if (slope, intercept) != (1.0, 0.0):
-            plane *= np.float32(slope)
-            plane += np.float32(intercept)
-        np.clip(plane, window[0], window[1], out=plane)
-        np.matmul(rows.weights @ plane, columns.weights.T, out=reduced[index])
-    out = depth.weights @ reduced.reshape(len(reduced), -1)
-    return out.reshape(-1, *reduced.shape[1:])
+    out = np.empty((len(depth.weights), len(rows.weights), len(columns.weights)), dtype=dtype)
+    into_rows = sparse.csr_array(rows.weights)
+    into_columns = sparse.csr_array(np.pad(columns.weights, ((0, 0), (0, ROW_PADDING))))
+    last_source = [int(np.flatnonzero(weights)[-1]) for weights in depth.weights]
+    unfinished: dict[int, np.ndarray] = {}
+    for index, stored in _needed_planes(region, depth.weights):
+        plane = _windowed(stored, slope, intercept, window)
+        plane = into_columns @ np.ascontiguousarray((into_rows @ plane).T)  # [W,H]
+        for k in map(int, np.flatnonzero(depth.weights[:, index])):
+            share = depth.weights[k, index] * plane
+            unfinished[k] = unfinished[k] + share if k in unfinished else share
+            if last_source[k] == index:
+                finished = unfinished.pop(k).T
+                out[k] = finished if np.issubdtype(dtype, np.floating) else np.rint(finished)
+    return out
+
+
+def _needed_planes(region_DHW: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the planes [H,W] that carry weight; those stored side by side along depth are fetched many at a time."""
+    step_depth, *steps = (abs(stride) for stride in region_DHW.strides)
+    many = PLANES_AT_ONCE if step_depth < max(steps) else 1
+    needed = weights.any(axis=0)
+    for first in range(0, len(region_DHW), many):
+        block = region_DHW[first : first + many]
+        if many > 1:
+            block = np.ascontiguousarray(block)
+        yield from ((first + place, plane) for place, plane in enumerate(block) if needed[first + place])
+
+
+def _windowed(stored_HW: np.ndarray, slope: float, intercept: float, window: tuple[float, float]) -> np.ndarray:
+    height, width = stored_HW.shape
+    plane = np.zeros((height, width + ROW_PADDING), dtype=np.float32)
+    plane[:, :width] = stored_HW
+    if (slope, intercept) != (1.0, 0.0):
+        plane *= np.float32(slope)
+        plane += np.float32(intercept)
+    return np.clip(plane, window[0], window[1], out=plane)
 
 
 def grid_spacing(plans: tuple[AxisPlan, AxisPlan, AxisPlan]) -> tuple[float, float, float]:
