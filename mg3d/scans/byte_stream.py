@@ -127,6 +127,40 @@ def gunzip(stream: IO[bytes] | io.RawIOBase) -> IO[bytes]:
     return igzip.IGzipFile(fileobj=stream, mode="rb")  # type: ignore[return-value]
 
 
+class InflatedStream(io.RawIOBase):
+    """A zlib stream, decompressed piece by piece; its end marker and checksum are verified.
+
+    Args:
+        stream: compressed bytes, from the current position.
+    """
+
+    def __init__(self, stream: IO[bytes] | io.RawIOBase) -> None:
+        self._stream = stream
+        self._decoder = isal_zlib.decompressobj(wbits=15)
+        self._pending = b""
+
+    def readable(self) -> bool:
+        """Tell that bytes can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, perhaps partly; 0 at the verified end.
+
+        Raises:
+            EOFError: the compressed bytes end before the stream does.
+        """
+        while not self._decoder.eof:
+            data = self._pending or self._stream.read(CHUNK_BYTES) or b""
+            piece = self._decoder.decompress(data, len(buffer))
+            self._pending = self._decoder.unconsumed_tail
+            if piece:
+                buffer[: len(piece)] = piece
+                return len(piece)
+            if not data and not self._decoder.eof:
+                raise EOFError("the compressed data stop before their end marker")
+        return 0
+
+
 def read_voxels(stream: Any, shape: tuple[int, int, int], dtype: np.dtype[Any], path: str) -> np.ndarray:
     """Read exactly the voxels that the header promises, then make sure that (nearly) nothing follows.
 
@@ -148,7 +182,7 @@ def read_voxels(stream: Any, shape: tuple[int, int, int], dtype: np.dtype[Any], 
     filled = _fill(stream, buffer.data)
     if filled < buffer.size:
         raise DataError(f"holds {filled} of {buffer.size} voxel bytes", DOWNLOAD_AGAIN, path=path)
-    if len(stream.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:
+    if _fill(stream, memoryview(bytearray(MAX_TRAILING_BYTES + 1))) > MAX_TRAILING_BYTES:
         raise DataError("more data than the header says", DOWNLOAD_AGAIN, path=path)
     voxels = buffer.view(dtype)
     if not dtype.isnative:

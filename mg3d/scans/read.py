@@ -1,4 +1,4 @@
-"""One door for every scan format: the name of the file or the folder decides which reader opens it."""
+"""One door for every scan format: the name of the file, or being a folder, decides which reader opens it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mg3d.errors import DataError
+from mg3d.scans.dicom import read_dicom_series
 from mg3d.scans.nifti import read_nifti
+from mg3d.scans.npz import read_npz
 from mg3d.scans.raw_volume import RawVolume
+from mg3d.scans.simple_itk import read_meta_image, read_nrrd
 
-READERS: dict[str, Callable[[Path, float], RawVolume]] = {".nii.gz": read_nifti, ".nii": read_nifti}
+READERS: dict[str, Callable[[Path, float], RawVolume]] = {
+    ".nii.gz": read_nifti,
+    ".nii": read_nifti,
+    ".nrrd": read_nrrd,
+    ".nhdr": read_nrrd,
+    ".mha": read_meta_image,
+    ".mhd": read_meta_image,
+    ".npz": read_npz,
+}
 SCAN_SUFFIXES = tuple(READERS)
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 def read_scan(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
     """Read one scan as stored, whatever its format.
 
     Args:
-        path: a volume file.
+        path: a NIfTI, NRRD, MetaImage or published ``.npz`` file, or the folder of one DICOM series.
         max_volume_gib: refuse what claims more voxel data than this, before any of it is read.
 
     Returns:
@@ -26,8 +38,13 @@ def read_scan(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
     Raises:
         DataError: unknown format, or the format's reader refuses the content.
     """
-    suffix = next((ending for ending in SCAN_SUFFIXES if path.name.lower().endswith(ending)), None)
+    if path.is_dir():
+        return read_dicom_series(path, max_volume_gib)
+    name = path.name.lower()
+    suffix = next((ending for ending in SCAN_SUFFIXES if name.endswith(ending)), None)
+    if suffix is None and name.endswith(DICOM_SUFFIXES):
+        raise DataError("one DICOM slice is no volume", "give the folder of the whole series", path=str(path))
     if suffix is None:
         known = ", ".join(SCAN_SUFFIXES)
-        raise DataError("not a known scan format", f"known are {known}", path=str(path))
+        raise DataError("not a known scan format", f"known are {known} and DICOM folders", path=str(path))
     return READERS[suffix](path, max_volume_gib)
