@@ -262,12 +262,12 @@ def _needed_planes(region_DHW: np.ndarray, weights: np.ndarray) -> Iterator[tupl
     """Yield the planes [H,W] that carry weight; those stored side by side along depth are fetched many at a time."""
     step_depth, *steps = (abs(stride) for stride in region_DHW.strides)
     many = PLANES_AT_ONCE if step_depth < max(steps) else 1
-    needed = weights.any(axis=0)
+    needed = set(np.flatnonzero(weights.any(axis=0)).tolist())
     for first in range(0, len(region_DHW), many):
         block = region_DHW[first : first + many]
         if many > 1:
             block = np.ascontiguousarray(block)
-        yield from ((first + place, plane) for place, plane in enumerate(block) if needed[first + place])
+        yield from ((first + place, plane) for place, plane in enumerate(block) if first + place in needed)
 
 
 def _windowed(stored_HW: np.ndarray, slope: float, intercept: float, window: tuple[float, float]) -> np.ndarray:

@@ -29,7 +29,7 @@ class PreparedScan:
     """One scan on its final grid.
 
     Attributes:
-        voxels_hu: float32 [D,H,W] in HU, clipped to the window, canonical order; not yet rounded.
+        voxels_hu: [D,H,W] in HU, clipped to the window, canonical order; float32, or int16 when asked for.
         spacing_mm: (z, y, x) of this grid.
         record: what was decided on the way, plain values: rescale, spacing and its source, orientation, tilt, filled
             voxels, stored shape and spacing, digest of the source.
@@ -51,6 +51,7 @@ def prepare_scan(
     table_spacing_mm: Triple | None = None,
     assumed_spacing_mm: Triple | None = None,
     orientation: str = "canonical",
+    dtype: type[np.generic] = np.float32,
 ) -> PreparedScan:
     """Bring a scan as stored to HU on the grid of ``geometry``.
 
@@ -62,6 +63,7 @@ def prepare_scan(
         table_spacing_mm: (z, y, x) of a metadata table, used where the header has no voxel size.
         assumed_spacing_mm: (z, y, x) used where neither header nor table has one.
         orientation: ``canonical`` or ``snap`` (:func:`mg3d.scans.geometry.to_canonical`).
+        dtype: of the result; ``np.int16``, the stored form, rounds plane by plane, so that no float volume is made.
 
     Returns:
         the scan in HU with the record of what was done.
@@ -78,7 +80,7 @@ def prepare_scan(
     air = (WINDOW_HU[0] - scale.intercept) / scale.slope
     canonical, spacing_mm, tilt = to_canonical(raw.voxels_xyz, affine, spacing_xyz, orientation, air)
     plans = plan_axes(canonical.shape, spacing_mm, geometry)
-    values_hu = resample_crop(canonical, plans, scale.slope, scale.intercept)
+    values_hu = resample_crop(canonical, plans, scale.slope, scale.intercept, dtype=dtype)
     record = {
         "rescale": scale.decision,
         "spacing": source,

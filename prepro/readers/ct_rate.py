@@ -136,8 +136,9 @@ class CtRateReader:
             table_spacing_mm=case.table_spacing_mm,
             assumed_spacing_mm=self.assumed_spacing_mm,
             orientation=self.orientation,
+            dtype=np.int16,
         )
-        return PackedImage(np.rint(scan.voxels_hu).astype(np.int16), scan.spacing_mm, scan.record, scan.warnings)
+        return PackedImage(scan.voxels_hu, scan.spacing_mm, scan.record, scan.warnings)
 
 
 def table_paths(base: Path, split: str) -> tuple[Path, Path, Path]:

@@ -146,8 +146,9 @@ class OwnDataReader:
             table_rescale=case.rescale,
             assumed_spacing_mm=self.assumed_spacing_mm,
             orientation=self.orientation,
+            dtype=np.int16,
         )
-        return PackedImage(np.rint(scan.voxels_hu).astype(np.int16), scan.spacing_mm, scan.record, scan.warnings)
+        return PackedImage(scan.voxels_hu, scan.spacing_mm, scan.record, scan.warnings)
 
 
 @dataclass(frozen=True)
