@@ -1,0 +1,96 @@
+"""Packed files as a set: which are there, which are missing, and whether they belong together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from mg3d.datasets.arrow_files import find_arrow_files
+from mg3d.datasets.arrow_schema import SPLITS
+from mg3d.errors import DataError
+from prepro.verification.arrows import FILE_NAME, ArrowResult
+from prepro.verification.findings import Finding, finding
+from prepro.verification.leakage import Member, compare
+from prepro.verification.manifests import SUFFIX
+
+LEFTOVERS: Final = ("*.partial", "*.tmp", "*.journal.jsonl")
+
+
+def arrow_files(folder: Path) -> list[Path]:
+    """Return the packed files of a folder in order of their names; hidden ones are unfinished and left out."""
+    return sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("."))
+
+
+def check_names(folder: Path) -> Iterator[Finding]:
+    """Look for missing shards and splits, lone manifests and what an unfinished run left behind.
+
+    Args:
+        folder: a folder with at least one packed file.
+
+    Yields:
+        what is missing.
+    """
+    present: dict[str, set[str]] = defaultdict(set)
+    for path in arrow_files(folder):
+        if match := FILE_NAME.fullmatch(path.name):
+            present[match["corpus"]].add(match["split"])
+    for corpus, splits in sorted(present.items()):
+        for split in SPLITS:
+            if split not in splits:
+                message = f"{corpus} has no {split} file, only {', '.join(sorted(splits))}"
+                yield finding("missing_split", message, path=str(folder / f"{corpus}_{split}.arrow"))
+                continue
+            try:
+                find_arrow_files(folder, corpus, split)
+            except DataError as problem:
+                yield finding("missing_shard", problem.message, path=str(folder), remedy=problem.remedy)
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        name = path.name.removesuffix(SUFFIX) + ".arrow"
+        if FILE_NAME.fullmatch(name) and not path.with_name(name).exists():
+            yield finding("orphan_manifest", f"{name} is not there", path=str(path))
+    for path in sorted({path for pattern in LEFTOVERS for path in folder.glob(f".*{pattern[1:]}")}):
+        yield finding("unfinished_run", path.name, path=str(path))
+
+
+def check_together(results: Sequence[ArrowResult]) -> list[Finding]:
+    """Compare the files of one data set with each other.
+
+    Args:
+        results: the checked files.
+
+    Returns:
+        different settings, leakage between splits, duplicates.
+    """
+    found = list(_different_settings(results))
+    for group in _data_sets(results):
+        found += compare([member for result in group for member in _members(result)])
+    return found
+
+
+def _different_settings(results: Iterable[ArrowResult]) -> Iterator[Finding]:
+    first: dict[tuple[Path, str], ArrowResult] = {}
+    for result in results:
+        known = first.setdefault((Path(result.path).parent, result.corpus), result)
+        if result.metadata and known.metadata and result.metadata != known.metadata:
+            message = f"other geometry, window, labels or version than {Path(known.path).name}"
+            yield finding("metadata_differs", message, path=result.path)
+
+
+def _data_sets(results: Sequence[ArrowResult]) -> list[list[ArrowResult]]:
+    """All files form one data set; where names repeat (two packings side by side), each folder is one."""
+    names = [Path(result.path).name for result in results]
+    if len(set(names)) == len(names):
+        return [list(results)]
+    folders: dict[Path, list[ArrowResult]] = defaultdict(list)
+    for result in results:
+        folders[Path(result.path).parent].append(result)
+    return list(folders.values())
+
+
+def _members(result: ArrowResult) -> Iterator[Member]:
+    clean = result.protocol != "reference"
+    for facts in result.facts:
+        names = (facts.image_id, result.corpus, result.split, result.path)
+        yield Member(*names, facts.patient_id, facts.study, facts.digest, clean)
