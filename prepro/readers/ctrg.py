@@ -8,6 +8,7 @@ same way: values 0..255, stored order, z reversed; its header is believed only o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,20 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mg3d.datasets.report_text import MIN_WORDS, clean_text
+from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.datasets.volume import CTRG_DEPTH_RANGE, TARGET_SPACING_MM, ctrg_stack, quantise_grey
 from mg3d.errors import DataError
 from mg3d.scans.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
 from mg3d.scans.nifti import read_nifti
 from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
-from prepro.readers.tables import confined_path, natural_key
+from prepro.readers.tables import confined_path, decode_text, natural_key, windows_text
+from prepro.text import clean_report, count_words
 
 SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 NIFTI_ORDERS = ("published", "header")
 MAX_SLICE_PIXELS = 4096 * 4096
+MAX_SLICE_NUMBER = 100_000
 GREY_RANGE = (0.0, 255.0)
 
 
@@ -67,9 +70,13 @@ class CtrgReader:
             DataError: the annotation is missing or has another structure.
         """
         found = CaseList()
-        entries = _unique_entries(self._read_annotation())
+        entries, conflicts = _unique_entries(self._read_annotation(found))
         found.entries = len(entries)
         for position, (image_id, (origin, entry)) in enumerate(entries.items()):
+            if image_id in conflicts:
+                reason = "two different reports under one id"
+                found.exclusions.append(Exclusion(image_id, str(entry.get("image_path", "")), reason))
+                continue
             case = self._case(image_id, origin, entry, position)
             if isinstance(case, Exclusion):
                 found.exclusions.append(case)
@@ -77,10 +84,11 @@ class CtrgReader:
                 found.cases.append(case)
         return found
 
-    def _read_annotation(self) -> list[tuple[str, dict[str, Any]]]:
+    def _read_annotation(self, found: CaseList) -> list[tuple[str, dict[str, Any]]]:
         path = self.annotation
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig", errors="replace"))
+            text, found.notes["bytes_not_utf8"] = windows_text(decode_text(path.read_bytes()))
+            content = json.loads(text)
         except FileNotFoundError:
             raise DataError("annotation not found", "give --annotation JSON", path=str(path)) from None
         except (OSError, ValueError) as problem:
@@ -93,11 +101,13 @@ class CtrgReader:
         return entries
 
     def _case(self, image_id: str, origin: str, entry: dict[str, Any], position: int) -> Case | Exclusion:
+        if entry.get("id") in (None, ""):
+            return Exclusion(image_id, str(entry.get("image_path", "")), "entry has no id")
         texts = [entry.get(key) for key in ("report", "result")]
         if not all(isinstance(text, str) for text in texts):
             return Exclusion(image_id, str(entry.get("image_path", "")), "entry lacks the text 'report' or 'result'")
-        findings, impression = (clean_text(str(text)) for text in texts)
-        if self.empty_report == "skip" and len(findings.split()) < MIN_WORDS:
+        findings, impression = (clean_report(text) for text in texts)
+        if self.empty_report == "skip" and count_words(findings) < MIN_WORDS:
             reason = f"findings have fewer than {MIN_WORDS} words"
             return Exclusion(image_id, str(entry.get("image_path", "")), reason)
         try:
@@ -149,7 +159,7 @@ class CtrgReader:
         spacing = tuple(extent / size for extent, size in zip(extents, self.geometry.size, strict=True))
         record = {"slices": len(slices), "slice_shape_HW": [rows, columns], "spacing": "assumed"}
         record |= {"first_slice": case.source[0].name, "last_slice": case.source[-1].name}
-        return PackedImage(quantise_grey(unit), (spacing[0], spacing[1], spacing[2]), record)
+        return PackedImage(quantise_grey(unit), (spacing[0], spacing[1], spacing[2]), record, _gaps(case.source))
 
     def _load_nifti(self, path: Path) -> PackedImage:
         raw = read_nifti(path, self.max_volume_gib)
@@ -206,14 +216,38 @@ def _slices(files: Sequence[Path], shown: str) -> tuple[Path, ...]:
     return tuple(sorted(files, key=lambda file: natural_key(file.name)))
 
 
-def _unique_entries(entries: list[tuple[str, dict[str, Any]]]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """One entry per id, first place kept; an id listed in val and test (as published) belongs to test."""
+def _gaps(files: Sequence[Path]) -> tuple[str, ...]:
+    """Warning about numbers that are missing between the first and the last slice."""
+    endings = [re.findall(r"\d+", file.stem)[-1:] for file in files]
+    numbers = {int(ending[0]) for ending in endings if ending}
+    if len(numbers) < len(files):
+        return ()
+    missing = sorted(set(range(min(numbers), max(numbers))) - numbers) if max(numbers) < MAX_SLICE_NUMBER else []
+    shown = ", ".join(map(str, missing[:5])) + (" ..." if len(missing) > 5 else "")
+    return (f"{len(missing)} slice numbers are missing: {shown}",) if missing else ()
+
+
+def _unique_entries(
+    entries: list[tuple[str, dict[str, Any]]],
+) -> tuple[dict[str, tuple[str, dict[str, Any]]], set[str]]:
+    """One entry per id, first place kept, and the ids that have two different reports.
+
+    An id listed in val and test, as published, belongs to test.
+    """
     unique: dict[str, tuple[str, dict[str, Any]]] = {}
+    conflicts = set()
     for number, (group, entry) in enumerate(entries):
-        name = str(entry.get("id", f"entry_{number}"))
-        image_id = next((name.removesuffix(end) for end in VOLUME_SUFFIXES if name.endswith(end)), name)
+        image_id = _image_id(entry, number)
         origin = group or str(entry.get("split", ""))
-        if image_id not in unique or origin == "test":
-            place = unique.get(image_id, (origin, entry))[1] if origin == "test" else entry
-            unique[image_id] = (origin, place)
-    return unique
+        first_origin, first = unique.setdefault(image_id, (origin, entry))
+        if any(first.get(key) != entry.get(key) for key in ("report", "result")):
+            conflicts.add(image_id)
+        if origin == "test" and first_origin != "test":
+            unique[image_id] = (origin, first)
+    return unique, conflicts
+
+
+def _image_id(entry: dict[str, Any], number: int) -> str:
+    name = str(entry["id"]) if entry.get("id") not in (None, "") else f"entry_{number}"
+    name = name.encode("utf-8", "replace").decode()
+    return next((name.removesuffix(end) for end in VOLUME_SUFFIXES if name.endswith(end)), name)

@@ -124,12 +124,25 @@ def _read_rows(
             remedy = "put cells that hold the separator between quotes"
             message = f"row {number} has {len(cells)} cells, the header {len(header)}"
             raise DataError(message, remedy, path=str(path))
-        if any(_STRAY_BYTE.search(cell) for cell in cells):
+        repaired = [windows_text(cell) for cell in cells]
+        if any(count for _, count in repaired):
             not_utf8.append(number)
-            cells = [_STRAY_BYTE.sub(_windows_character, cell) for cell in cells]
+            cells = [text for text, _ in repaired]
         padded = cells + [""] * (len(header) - len(cells))
         rows.append(dict(zip(header, padded, strict=False)))
     return rows, not_utf8
+
+
+def windows_text(text: str) -> tuple[str, int]:
+    """Read the stray bytes that :func:`decode_text` left as Windows Latin-1.
+
+    Args:
+        text: decoded text.
+
+    Returns:
+        the text, and how many bytes were not UTF-8.
+    """
+    return _STRAY_BYTE.subn(_windows_character, text)
 
 
 def _windows_character(match: re.Match[str]) -> str:
