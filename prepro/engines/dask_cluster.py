@@ -1,7 +1,7 @@
 """Read scans on a Dask cluster, possibly on other machines that see the same files under the same paths.
 
-The reader travels once to every worker, also to those that join or restart later, in a worker plugin that first makes
-sure that the worker has the same code and sees the data; a worker that does not is refused. A scan whose workers keep
+Every worker is asked before the first scan, and every task asks again for those that join later, whether it has the
+same code and sees the data; one that does not is refused, because its rows could differ. A scan whose workers keep
 dying is read once more with nothing beside it, because Dask blames every scan a dead worker held.
 """
 
@@ -12,7 +12,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CONNECT_S = 5
 FIRST_WORKER_S = 60
 LOOK_AGAIN_S = 10
+POLL_S = 0.2
 ATTEMPTS_AFTER_ERRORS = 2
 
 
@@ -71,8 +72,8 @@ class DaskEngine:
         first = next(ahead, None)
         if first is None:
             return
-        with self._client() as client, closing(_Crowd(client, self._address())) as crowd:
-            crowd.introduce(reader, first)
+        with self._client() as client, closing(_Crowd(client, self._address(), reader, first)) as crowd:
+            crowd.introduce()
             yield from keep_order(chain([first], ahead), crowd.submit, crowd.collect, crowd.window)
 
     @contextmanager
@@ -109,30 +110,38 @@ class DaskEngine:
 class _Crowd:
     """The workers of a cluster, as far as one run uses them."""
 
-    def __init__(self, client: Client, address: str) -> None:
+    def __init__(self, client: Client, address: str, reader: Reader, first: Case) -> None:
+        path = first.source[0].absolute() if first.source else Path("/")
+        place = path if path.exists() else next(folder for folder in path.parents if folder.exists())
+        self._job = remote.Job(reader, remote.VERSIONS, str(place))
         self._client = client
         self._address = address
-        self._run = f"mg3d-{uuid.uuid4().hex[:12]}"
         self._started: set[Future] = set()
-        self._plugins: list[str] = []
         self._counted = -float("inf")
         self._threads = 1
 
-    def introduce(self, reader: Reader, first: Case) -> None:
-        """Bring the reader to all workers, present and future, after checking each.
-
-        Args:
-            reader: the data set.
-            first: a case whose file must be visible to the workers if it is visible here.
+    def introduce(self) -> None:
+        """Show the code to the scheduler and the workers, and ask each worker whether it can do the job.
 
         Raises:
-            EnvironmentProblem: no worker, or one that cannot do the job.
+            EnvironmentProblem: no worker, or one that cannot.
         """
         self._await_worker(EnvironmentProblem)
-        path = first.source[0].absolute() if first.source else Path("/")
-        place = path if path.exists() else next(folder for folder in path.parents if folder.exists())
-        self._register("check", _check_plugin(remote.VERSIONS, str(place)))
-        self._register("reader", _reader_plugin(self._run, reader))
+        remedy = f"start it where {remote.ROOT} and the data are visible, after the last change of the code"
+        try:
+            answers = self._answers(str(remote.ROOT))
+        except Exception as problem:  # whatever one of them ran into comes back as it was raised there
+            raise EnvironmentProblem(f"Dask: a worker cannot take part: {_first_line(problem)}", remedy) from problem
+        for name, answer in answers.items():
+            if answer:
+                raise EnvironmentProblem(f"Dask: {name} {answer}", remedy)
+
+    def _answers(self, root: str) -> dict[str, str]:
+        """Return what speaks against the scheduler and each worker, empty where nothing does."""
+        find_code = _find_code()
+        self._client.register_plugin(_code_plugin(find_code, root), name=f"mg3d code in {root}")
+        answers = {"the scheduler": self._client.run_on_scheduler(find_code, root), **self._client.run(find_code, root)}
+        return answers if any(answers.values()) else self._client.run(remote.complaint, self._job)
 
     def submit(self, case: Case) -> Future:
         """Start reading a case.
@@ -144,7 +153,7 @@ class _Crowd:
         key = f"read-scan-{uuid.uuid4().hex}"
         with _losses_told():
             started = self._client.submit(
-                remote.read_case, self._run, absolute, key=key, pure=False, retries=ATTEMPTS_AFTER_ERRORS
+                remote.read_case, self._job, absolute, key=key, pure=False, retries=ATTEMPTS_AFTER_ERRORS
             )
         self._started.add(started)
         return started
@@ -175,21 +184,9 @@ class _Crowd:
         return SCANS_IN_FLIGHT_PER_WORKER * self._threads
 
     def close(self) -> None:
-        """Take back what was not collected, and the reader."""
+        """Take back what was not collected."""
         with suppress(Exception):  # the cluster may be gone
             self._client.cancel(list(self._started), force=True)
-            for name in self._plugins:
-                self._client.unregister_worker_plugin(name)
-
-    def _register(self, kind: str, plugin: WorkerPlugin) -> None:
-        name = f"{self._run}-{kind}"
-        self._plugins.append(name)
-        try:
-            self._client.register_plugin(plugin, name=name)
-        except Exception as problem:  # whatever a worker ran into comes back as it was raised there
-            message = f"a Dask worker cannot read for this run: {problem}"
-            remedy = f"start the workers on machines that see the data and {remote.ROOT}, after the last change of it"
-            raise EnvironmentProblem(message, remedy) from problem
 
     def _result(self, started: Future) -> Any:
         try:
@@ -202,14 +199,12 @@ class _Crowd:
             self._started.discard(started)
 
     def _wait_until_idle(self) -> None:
-        from distributed import wait
-
-        with _losses_told():
-            while self._started:
-                with suppress(TimeoutError):
-                    wait(list(self._started), timeout=LOOK_AGAIN_S)
-                    break
+        looked = time.monotonic()
+        while not all(started.done() for started in self._started):
+            time.sleep(POLL_S)
+            if time.monotonic() - looked > LOOK_AGAIN_S:
                 self._await_worker(RunFailedError)
+                looked = time.monotonic()
 
     def _await_worker(self, error: type[MG3DError]) -> None:
         try:
@@ -219,55 +214,47 @@ class _Crowd:
             raise error(message, f"start some: dask worker {self._address} --nthreads 1") from problem
 
 
-def _check_plugin(versions: dict[str, str], place: str) -> WorkerPlugin:
-    """Return what refuses a worker with other code, or one that does not see a file or folder.
+def _find_code() -> Callable[[str], str]:
+    """Return what makes the code importable; a local function, as it must travel by value before that."""
 
-    The class is local so that it travels by value: a worker may not be able to import it before it ran.
-    """
+    def find_code(root: str) -> str:
+        import sys
+
+        if root not in sys.path:
+            sys.path.insert(0, root)
+        try:
+            import prepro.engines.remote  # noqa: F401
+        except ImportError as problem:
+            return f"cannot import the code of {root}: {problem}"
+        return ""
+
+    return find_code
+
+
+def _code_plugin(find_code: Callable[[str], str], root: str) -> WorkerPlugin:
+    """Return what does the same in workers that join or restart later; it must not raise, that leaves them half up."""
     from distributed import WorkerPlugin
 
-    root = str(remote.ROOT)
+    class FindCode(WorkerPlugin):
+        idempotent = True
 
-    class Check(WorkerPlugin):
         def setup(self, worker: Any) -> None:
-            import sys
+            find_code(root)
 
-            if root not in sys.path:
-                sys.path.insert(0, root)
-            from prepro.engines.remote import difference
-
-            if other := difference(versions):
-                raise RuntimeError(f"{worker.address} has {other}")
-            if not Path(place).exists():
-                raise FileNotFoundError(f"{worker.address} does not see {place}")
-
-    return Check()
+    return FindCode()
 
 
-def _reader_plugin(run: str, reader: Reader) -> WorkerPlugin:
-    """Return what keeps the reader of a run in every worker process."""
-    from distributed import WorkerPlugin
-
-    class Bring(WorkerPlugin):
-        def setup(self, worker: Any) -> None:
-            from prepro.engines.remote import READERS
-
-            READERS[run] = reader
-
-        def teardown(self, worker: Any) -> None:
-            from prepro.engines.remote import READERS
-
-            READERS.pop(run, None)
-
-    return Bring()
+def _first_line(problem: BaseException) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
 
 
 @contextmanager
 def _losses_told() -> Iterator[None]:
     try:
         yield
-    except (CancelledError, OSError) as problem:
-        raise RunFailedError(f"the Dask cluster was lost: {problem}", "start it and run the same command") from problem
+    except (CancelledError, OSError, RuntimeError) as problem:
+        message = f"the Dask cluster does not do its work: {_first_line(problem)}"
+        raise RunFailedError(message, "look at the logs of its workers, then run the same command again") from problem
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,6 @@ from prepro.readers.base import Case, PackedImage, Reader
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS_THAT_COUNT = ("prepro", "mg3d/scans", "mg3d/datasets")
-READERS: dict[str, Reader] = {}
-"""Reader of every run that uses this process, by the name of the run."""
 
 
 def _digest_of_code() -> str:
@@ -29,27 +28,49 @@ VERSIONS = {"code": _digest_of_code(), "Python": ".".join(platform.python_versio
 """What must be equal for equal rows, as it was when this process imported it."""
 
 
-def difference(versions: dict[str, str]) -> str:
-    """Say how this process differs from the one that asks.
+@dataclass(frozen=True)
+class Job:
+    """What every scan of a run has in common.
+
+    Attributes:
+        reader: the data set; small, as it travels with every scan.
+        versions: :data:`VERSIONS` of the process that asks.
+        place: a file or folder of the data that must be visible.
+    """
+
+    reader: Reader
+    versions: dict[str, str]
+    place: str
+
+
+def complaint(job: Job) -> str:
+    """Say why this process must not read for a job.
 
     Args:
-        versions: its :data:`VERSIONS`.
+        job: what is asked for.
 
     Returns:
-        the differing entries, here and there; empty when there are none.
+        one clause, empty when nothing speaks against it.
     """
-    names = [name for name in VERSIONS if versions.get(name) != VERSIONS[name]]
-    return ", ".join(f"{name} {VERSIONS[name]} instead of {versions.get(name)}" for name in names)
+    names = [name for name in VERSIONS if job.versions.get(name) != VERSIONS[name]]
+    if names:
+        return "has " + ", ".join(f"{name} {VERSIONS[name]} instead of {job.versions.get(name)}" for name in names)
+    return "" if Path(job.place).exists() else f"does not see {job.place}"
 
 
-def read_case(run: str, case: Case) -> PackedImage | Failure:
+def read_case(job: Job, case: Case) -> PackedImage | Failure:
     """Read one case in this process.
 
     Args:
-        run: name under which the reader came here.
+        job: reader and requirements.
         case: one of its cases, with absolute paths.
 
     Returns:
         the packed image or the reason against it.
+
+    Raises:
+        RuntimeError: this process must not read for the job; another may.
     """
-    return load_case(READERS[run], case)
+    if problem := complaint(job):
+        raise RuntimeError(f"{platform.node()} {problem}")
+    return load_case(job.reader, case)
