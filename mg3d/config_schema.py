@@ -124,7 +124,8 @@ class MG3DConfig:
     )
     legacy_unused_modules: bool = setting(False, "build the modules that the published model builds and never uses")
     mlp_ratio: int = setting(4, "MLP width over hidden_size in the unused modules; with legacy_unused_modules", low=1)
-    load_path: str = setting("", "initial weights (a checkpoint or safetensors file); empty: none", path=True)
+    load_path: str = setting("", "initial weights (checkpoint, safetensors, export folder); empty: none", path=True)
+    load_partial: bool = setting(False, "accept a load_path that covers under 95 % of the image encoder")
 
     # Objectives
     loss_names: dict[str, float] = setting(PUBLISHED_WEIGHTS, "objective -> weight; 0: off")  # noqa: RUF009 - a field

@@ -1,23 +1,28 @@
 """Loading weights into modules: key mapping with a coverage report, and the description stored beside weights.
 
-Reading the files themselves is :mod:`mg3d.models.weights_file`.
+Reading the files themselves is :mod:`mg3d.models.weights_file`, what their names mean :mod:`mg3d.models.weight_maps`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mg3d.errors import CheckpointError
 from mg3d.models.vision_encoders.base import VisionEncoder
+from mg3d.models.weight_maps import CONSTANT, CONSTANT_SUFFIXES, TWO_DIMENSIONAL_FAMILIES, Translation, translate
 from mg3d.models.weights_file import (
+    FORMAT_VERSION,
     METADATA_KEY,
     WeightsFile,
+    check_format_version,
     load_checkpoint,
     load_state_file,
     read_weights_file,
@@ -28,6 +33,8 @@ from mg3d.models.weights_file import (
 __all__ = [
     "METADATA_KEY",
     "CoverageReport",
+    "check_merging",
+    "check_resumable",
     "describe_weights",
     "load_checkpoint",
     "load_state_file",
@@ -35,20 +42,20 @@ __all__ = [
     "merging_order",
     "read_weights_file",
     "save_weights",
+    "stored_merging",
     "write_sidecar",
 ]
 
 logger = logging.getLogger(__name__)
 
-DROPPED_SUFFIXES = (".relative_position_index", "embeddings.position_ids", "embeddings.token_type_ids")
-"""Constant buffers of old library versions; they follow from the architecture."""
-
-_OPTIONAL_SUFFIXES = (*DROPPED_SUFFIXES, "num_batches_tracked")
+_OPTIONAL_SUFFIXES = (*CONSTANT_SUFFIXES, "num_batches_tracked")
 
 ENCODER_PREFIXES = ("vision_encoder.", "swinViT.")
 """Where the image encoder lives in the project's modules and in MONAI's SwinUNETR."""
 
-_SOURCE_PREFIXES = (*ENCODER_PREFIXES, "swin_vit.")
+_RESUME_MEND = "resume with the config of that run (its config.json), or start a new one with load_path"
+
+_LEARNED_SUMS = ("fc1.weight", "fc2.weight")
 
 
 @dataclass
@@ -61,9 +68,11 @@ class CoverageReport:
         missing: names in the module without a tensor in the file.
         unexpected: names in the file without a place in the module.
         reshaped: (name in the module, shape in the file, shape in the module) of tensors left out for their shape.
-        dropped: constant buffers of old library versions, left out on purpose.
+        dropped: names in the file that are left out on purpose, each with the reason.
         encoder_total: entries of the module's image encoder (of the module, if it has none).
         encoder_loaded: how many of them received a tensor.
+        family: layout of the file, see :mod:`mg3d.models.weight_maps`.
+        patch_merging: order the file's Swin encoder was trained with; empty for other encoders.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -71,46 +80,51 @@ class CoverageReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
     encoder_total: int = 0
     encoder_loaded: int = 0
+    family: str = "unknown"
+    patch_merging: str = ""
 
     @property
     def encoder_fraction(self) -> float:
         """Share of the encoder's entries that were loaded, in [0, 1]."""
         return self.encoder_loaded / self.encoder_total if self.encoder_total else 0.0
 
+    def counts(self) -> dict[str, int]:
+        """Number of entries by what became of them."""
+        kinds = ("loaded", "renamed", "missing", "unexpected", "reshaped", "dropped")
+        return {kind: len(getattr(self, kind)) for kind in kinds}
+
     def as_dict(self) -> dict[str, Any]:
         """All fields as plain JSON types."""
-        return {
-            "loaded": self.loaded,
-            "renamed": [list(pair) for pair in self.renamed],
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "reshaped": [[name, list(found), list(wanted)] for name, found, wanted in self.reshaped],
-            "dropped": self.dropped,
-            "encoder_loaded": self.encoder_loaded,
-            "encoder_total": self.encoder_total,
-        }
+        plain = asdict(self)
+        plain["renamed"] = [list(pair) for pair in self.renamed]
+        plain["reshaped"] = [[name, list(found), list(wanted)] for name, found, wanted in self.reshaped]
+        return plain
 
     def __str__(self) -> str:
-        counts = ", ".join(
-            f"{kind} {len(getattr(self, kind))}"
-            for kind in ("loaded", "renamed", "missing", "unexpected", "reshaped", "dropped")
-        )
-        lines = [f"weights: {counts}; encoder {self.encoder_loaded}/{self.encoder_total}"]
+        counts = ", ".join(f"{kind} {count}" for kind, count in self.counts().items())
+        order = f", {self.patch_merging} merging" if self.patch_merging else ""
+        lines = [f"weights ({self.family}{order}): {counts}; encoder {self.encoder_loaded}/{self.encoder_total}"]
         reshaped = [f"{name} {found} -> {wanted}" for name, found, wanted in self.reshaped]
         for kind, names in (("missing", self.missing), ("unexpected", self.unexpected), ("reshaped", reshaped)):
             if names:
                 lines.append(f"  {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
+        lines += [f"  dropped: {count} ({reason})" for reason, count in Counter(self.dropped.values()).items()]
         return "\n".join(lines)
 
 
 def describe_weights(module: nn.Module, **extra: Any) -> dict[str, Any]:
-    """Metadata to store beside the weights of a module: merging order and encoder description, plus ``extra``."""
+    """Metadata to store beside the weights of a module: format, merging order, encoder description, and ``extra``."""
     described = [part.metadata() for part in module.modules() if isinstance(part, VisionEncoder)]
     order = merging_order(module)
-    return {"vision_encoder": described[0] if described else {}, **({"patch_merging": order} if order else {}), **extra}
+    return {
+        "format_version": FORMAT_VERSION,
+        "vision_encoder": described[0] if described else {},
+        **({"patch_merging": order} if order else {}),
+        **extra,
+    }
 
 
 def load_weights(
@@ -119,38 +133,81 @@ def load_weights(
     *,
     min_encoder_fraction: float = 0.95,
     allow_partial: bool = False,
+    patch_merging: str | None = None,
+    cast: bool = False,
 ) -> CoverageReport:
     """Load a weights file into a module, mapping names, and log what became of every tensor.
 
     The module may be the pre-training network, a bare image encoder (names without prefix), or anything that holds the
-    encoder as ``vision_encoder`` or ``swinViT``; the file may name it in any of these ways (spec downstream 0.4).
-    Tensors of another shape are left out and reported.
+    encoder as ``vision_encoder`` or ``swinViT``; the file may come from any program that
+    :mod:`mg3d.models.weight_maps` lists (spec downstream 0.4). Tensors of another shape are left out and reported.
 
     Args:
-        module: receives the weights in place.
-        path: the file.
+        module: receives the weights in place; nothing changes when an error is raised.
+        path: the file, or an export folder.
         min_encoder_fraction: least share of the encoder's entries that must be loaded.
         allow_partial: accept less than that.
+        patch_merging: order the file was made with, for files that do not say (``legacy`` when None).
+        cast: accept floating-point tensors of another precision, for example float16.
 
     Returns:
         The report, which is also logged.
 
     Raises:
-        CheckpointError: unreadable file, other patch-merging order, or too little of the encoder covered.
+        CheckpointError: unreadable file, other patch-merging order, other dtype, or too little of the encoder covered.
     """
     file = read_weights_file(path)
-    _check_merging(module, file, path)
+    translation = translate(file.tensors)
     target = module.state_dict()
-    assigned, report = _assign(file.tensors, target)
+    assigned, report = _assign(file.tensors, translation, target)
+    if any(".downsample.reduction." in name for name in translation.names):
+        report.patch_merging = check_merging(merging_order(module), stored_merging(file, patch_merging, path), path)
+    _check_dtypes(assigned, target, path, cast)
     _count_encoder(report, target)
     if report.encoder_fraction < min_encoder_fraction and not allow_partial:
-        raise CheckpointError(
-            f"{path} covers only {report.encoder_loaded} of {report.encoder_total} entries of the encoder\n{report}",
-            "choose the encoder and sizes the file was made with, or load with allow_partial",
-        )
+        raise _too_little(report, path)
     module.load_state_dict(assigned, strict=False)
     logger.info("%s: %s", path, report)
+    _warn_learned_sums(module, report)
     return report
+
+
+def check_resumable(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of another model, before anything of it is used.
+
+    Args:
+        module: the model of the run.
+        checkpoint: content of the checkpoint.
+
+    Raises:
+        CheckpointError: newer format, other merging order, other names, shapes or dtypes.
+    """
+    place = "the checkpoint to resume"
+    metadata = checkpoint.get(METADATA_KEY) or {}
+    check_format_version(metadata, place)
+    order = _order_in(metadata)
+    if order:
+        check_merging(merging_order(module), order, place)
+    if "state_dict" in checkpoint:
+        _check_same_tensors(checkpoint["state_dict"], module.state_dict(), place)
+
+
+def _check_same_tensors(stored: Mapping[str, Tensor], target: Mapping[str, Tensor], place: str) -> None:
+    shapes = [name for name in stored if name in target and stored[name].shape != target[name].shape]
+    if shapes:
+        found, wanted = tuple(stored[shapes[0]].shape), tuple(target[shapes[0]].shape)
+        raise CheckpointError(
+            f"{place} does not fit: {len(shapes)} tensors of another shape, first {shapes[0]} {found}, not {wanted}",
+            _RESUME_MEND,
+        )
+    absent = target.keys() - stored.keys()
+    unknown = {name for name in stored.keys() - target.keys() if not name.endswith(CONSTANT_SUFFIXES)}
+    if absent or unknown:
+        first = min(absent | unknown)
+        raise CheckpointError(
+            f"{place} does not fit: {len(absent)} tensors missing, {len(unknown)} unknown, first {first}", _RESUME_MEND
+        )
+    _check_dtypes(stored, target, place, cast=False)
 
 
 def merging_order(module: nn.Module) -> str | None:
@@ -164,43 +221,109 @@ def merging_order(module: nn.Module) -> str | None:
     return None
 
 
-def _stored_order(metadata: Mapping[str, Any]) -> str:
-    """Merging order a file was made with; files that say nothing are the published ones."""
+def _order_in(metadata: Mapping[str, Any]) -> str | None:
     for place in (metadata, metadata.get("vision_encoder"), metadata.get("config")):
         if isinstance(place, Mapping) and isinstance(place.get("patch_merging"), str):
             return place["patch_merging"]
-    return "legacy"
+    return None
 
 
-def _check_merging(module: nn.Module, file: WeightsFile, path: str | os.PathLike[str]) -> None:
-    wanted = merging_order(module)
-    if wanted is None or not any(".downsample.reduction." in name for name in file.tensors):
-        return
-    stored = _stored_order(file.metadata)
-    if stored != wanted:
+def stored_merging(file: WeightsFile, given: str | None = None, path: str | os.PathLike[str] = "the file") -> str:
+    """Merging order a file was made with.
+
+    Args:
+        file: content of the file.
+        given: what the caller knows about a file that does not say.
+        path: name of the file, for the message.
+
+    Returns:
+        The order in the metadata; else ``given``; else ``legacy``, that of all published files.
+
+    Raises:
+        CheckpointError: ``given`` contradicts the metadata.
+    """
+    said = _order_in(file.metadata)
+    if said and given and said != given:
+        raise CheckpointError(f"{path} says patch_merging={said!r}, not {given!r}", f"leave out patch_merging={given}")
+    return said or given or "legacy"
+
+
+def check_merging(wanted: str | None, stored: str, path: str | os.PathLike[str]) -> str:
+    """Refuse Swin weights of another merging order than the model's (None: the model has none), else return theirs.
+
+    Raises:
+        CheckpointError: the orders differ.
+    """
+    if wanted is not None and stored != wanted:
         raise CheckpointError(
             f"{path} was trained with patch_merging={stored!r}, the model is built with {wanted!r}: the names agree, "
             "the features would not",
             f"build the model with patch_merging={stored}",
         )
+    return stored
 
 
-def _candidates(key: str) -> Iterable[str]:
+def _check_dtypes(
+    assigned: Mapping[str, Tensor], target: Mapping[str, Tensor], path: str | os.PathLike[str], cast: bool
+) -> None:
+    wrong = [name for name, value in assigned.items() if not _fits(value.dtype, target[name].dtype, cast)]
+    if wrong:
+        found, wanted = assigned[wrong[0]].dtype, target[wrong[0]].dtype
+        raise CheckpointError(
+            f"{path} holds {len(wrong)} tensors of another dtype: {wrong[0]} is {found}, expected {wanted}",
+            "use the full-precision file, or convert it: python tools/convert_meter_weights.py FILE OUT --cast-float32"
+            if found.is_floating_point
+            else "use the file that was saved before quantisation",
+        )
+
+
+def _fits(found: torch.dtype, wanted: torch.dtype, cast: bool) -> bool:
+    if found == wanted or (found == torch.float32 and wanted.is_floating_point):
+        return True
+    return cast and found.is_floating_point and wanted.is_floating_point
+
+
+def _too_little(report: CoverageReport, path: str | os.PathLike[str]) -> CheckpointError:
+    mend = "choose the encoder and sizes the file was made with, or load with allow_partial"
+    if report.family in TWO_DIMENSIONAL_FAMILIES:
+        mend = "a 2-D file gives text and fusion parts only: load with allow_partial to take just these"
+    return CheckpointError(
+        f"{path} covers only {report.encoder_loaded} of {report.encoder_total} entries of the encoder\n{report}", mend
+    )
+
+
+def _warn_learned_sums(module: nn.Module, report: CoverageReport) -> None:
+    """Published files hold these unused layers for 384 or 48 tokens; only two variants of the fusion use them."""
+    variant = getattr(getattr(module, "options", None), "fusion_variant", "mean")
+    left_out = [name for name, _, _ in report.reshaped if name.endswith(_LEARNED_SUMS) and "cross_multihead" in name]
+    if left_out and variant != "mean":
+        logger.warning("fusion_variant=%s uses %s, which stay random: another length", variant, ", ".join(left_out))
+
+
+def _candidates(name: str) -> Iterable[str]:
     """Names a tensor may have in a module, best first."""
-    key = key.replace(".mlp.fc1.", ".mlp.linear1.").replace(".mlp.fc2.", ".mlp.linear2.")
-    yield key
-    rest = next((key[len(prefix) :] for prefix in _SOURCE_PREFIXES if key.startswith(prefix)), key)
+    yield name
+    rest = next((name[len(prefix) :] for prefix in ENCODER_PREFIXES if name.startswith(prefix)), name)
     for prefix in ("", *ENCODER_PREFIXES):
         yield prefix + rest
 
 
-def _assign(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CoverageReport]:
-    report = CoverageReport()
+def _assign(
+    source: Mapping[str, Tensor], translation: Translation, target: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], CoverageReport]:
+    report = CoverageReport(family=translation.family)
     assigned: dict[str, Tensor] = {}
+    foreign = translation.family in TWO_DIMENSIONAL_FAMILIES
     for key, value in source.items():
-        name = next((name for name in _candidates(key) if name in target and name not in assigned), None)
-        if name is None:
-            (report.dropped if key.endswith(DROPPED_SUFFIXES) else report.unexpected).append(key)
+        if key in translation.dropped and (foreign or key not in target):
+            report.dropped[key] = translation.dropped[key]
+            continue
+        wanted = translation.names.get(key, key)
+        name = next((name for name in _candidates(wanted) if name in target and name not in assigned), None)
+        if name is None and key.endswith(CONSTANT_SUFFIXES):
+            report.dropped[key] = CONSTANT
+        elif name is None:
+            report.unexpected.append(key)
         elif value.shape != target[name].shape:
             report.reshaped.append((name, tuple(value.shape), tuple(target[name].shape)))
         else:

@@ -17,9 +17,9 @@ from torch import Tensor
 from mg3d import __version__
 from mg3d.config_schema import MG3DConfig
 from mg3d.errors import ConfigError, MG3DError
-from mg3d.models.checkpoint import describe_weights
+from mg3d.models.checkpoint import check_resumable, describe_weights
 from mg3d.models.epoch_means import EpochMeans
-from mg3d.models.language_encoders import BertTextEncoder, create_text_encoder
+from mg3d.models.language_encoders import BertTextEncoder, create_text_encoder, encoder_revision
 from mg3d.models.network import MG3DNetwork
 from mg3d.models.objectives import weighted_total
 from mg3d.models.optimization import build_optimizer_and_scheduler
@@ -29,6 +29,7 @@ from mg3d.models.vision_encoders import VisionEncoder, create_vision_encoder
 from mg3d.models.weights_file import METADATA_KEY
 
 EPOCH_SUMS_KEY = "mg3d_epoch_sums"
+UNSTATED_LICENCE = {"code": "Apache-2.0", "weights": "not stated", "data": "not stated"}
 # As published, a checkpoint is chosen by the accuracy of word prediction and by the loss of everything else.
 METRIC_IS_ACCURACY = ("sen_mlm",)
 
@@ -80,7 +81,7 @@ class MG3DModule(MG3DNetwork, pl.LightningModule):
     Args:
         cfg: the checked config.
         num_training_steps: optimizer steps of the run; None takes ``cfg.max_steps``.
-        geometry: how volumes were prepared (spacing, window, crop), stored with the weights.
+        geometry: how volumes were prepared (spacing, window, crop) and further facts, stored with the weights.
 
     Raises:
         ConfigError: keys that do not fit the encoders or each other.
@@ -209,6 +210,11 @@ class MG3DModule(MG3DNetwork, pl.LightningModule):
             input_size_dhw=list(self.options.volume_size),
             token_grid_dhw=list(self.token_grid),
             text_encoder=self.cfg.tokenizer,
+            text_encoder_revision=encoder_revision(self.cfg.tokenizer, self.language_encoder.config),
+            text_encoder_config=self.language_encoder.plain_config(),
+            objectives=list(self.options.objectives),
+            has_shared_space="image_text_itc_head" in self._modules,
+            licence=dict(UNSTATED_LICENCE),
             options={key: _plain(value) for key, value in dataclasses.asdict(self.options).items()},
             **self.geometry,
         )
@@ -219,7 +225,8 @@ class MG3DModule(MG3DNetwork, pl.LightningModule):
         checkpoint[EPOCH_SUMS_KEY] = self._epoch["train"].state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the running sums of an interrupted epoch up again."""
+        """Refuse weights of another model, then take the running sums of an interrupted epoch up again."""
+        check_resumable(self, checkpoint)
         self._epoch["train"].load_state_dict(checkpoint.get(EPOCH_SUMS_KEY, {}), self.device)
 
     def visualise(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

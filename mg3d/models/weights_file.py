@@ -1,7 +1,7 @@
 """Reading and writing weights files safely: integrity checks, no execution, metadata.
 
 Accepted files: Lightning checkpoints, flat dicts of tensors, dicts wrapped in ``state_dict`` / ``network_weights`` /
-``net`` / ``student`` / ``model``, and safetensors.
+``net`` / ``student`` / ``model``, safetensors, and export folders (see :mod:`mg3d.models.export`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ from mg3d.errors import CheckpointError
 
 METADATA_KEY = "mg3d_metadata"
 """Entry of a checkpoint (a plain dict) or of a safetensors header (its JSON) that describes the weights."""
+
+DIGEST_KEY = "mg3d_tensor_sha256"
+"""Entry of a safetensors header that pins names and bytes of all tensors."""
+
+FORMAT_VERSION = 1
+"""Version of the metadata; a larger number in a file is refused."""
+
+WEIGHTS_NAME = "model.safetensors"
+"""File of the tensors inside an export folder."""
 
 WRAPPERS = ("state_dict", "network_weights", "net", "student", "model")
 """Names under which other programs nest the tensors, in the order in which they are tried."""
@@ -91,15 +100,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a torch or safetensors file as it is, without executing anything in it, after checking its integrity.
 
     Args:
-        path: the file; ``<path>.sha256`` is verified when it exists, otherwise the checksums inside torch's zip format.
+        path: the file, or an export folder; ``<path>.sha256`` is verified when it exists, otherwise the checksums
+            inside torch's zip format, or the digest in the header of a safetensors file written here.
 
     Returns:
         The stored dictionary; for safetensors ``{"state_dict": tensors, "mg3d_metadata": metadata}``.
 
     Raises:
-        CheckpointError: missing, a directory, empty, truncated, damaged, or holding more than tensors and plain values.
+        CheckpointError: missing, a directory, empty, truncated, damaged, of a newer format, or holding more than
+            tensors and plain values.
     """
     path = Path(path)
+    if (path / WEIGHTS_NAME).is_file():
+        path = path / WEIGHTS_NAME
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory, not a weights file", "name the file inside it")
     if not path.is_file():
@@ -107,21 +120,45 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not os.access(path, os.R_OK):
         raise CheckpointError(f"weights file {path} may not be read", "mend its permissions")
     verified = verify_sidecar(path)
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path, check_zip=not verified)
+    if _is_safetensors(path):
+        content = _read_safetensors(path, check_digest=not verified)
+    else:
+        content = _read_torch(path, check_zip=not verified)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors", "save a state dict")
+    check_format_version(content.get(METADATA_KEY), path)
     return dict(content)
+
+
+def check_format_version(metadata: Any, path: str | os.PathLike[str]) -> None:
+    """Refuse metadata of a later version of this project, whose meaning is not known here.
+
+    Raises:
+        CheckpointError: the format is newer, or its number is none.
+    """
+    version = metadata.get("format_version", FORMAT_VERSION) if isinstance(metadata, Mapping) else FORMAT_VERSION
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has weights format version {version}, this program reads up to {FORMAT_VERSION}",
+            "update mg3d, or export the weights again with this version",
+        )
 
 
 def read_weights_file(path: str | os.PathLike[str]) -> WeightsFile:
     """Read tensors and metadata from any accepted file.
 
     Raises:
-        CheckpointError: see :func:`load_checkpoint`; or no tensors inside.
+        CheckpointError: see :func:`load_checkpoint`; or no tensors inside, or two of one name.
     """
     content = load_checkpoint(path)
     state = _unwrap(content)
-    tensors = {_strip_outer(str(key)): value for key, value in state.items() if isinstance(value, Tensor)}
+    found = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {_strip_outer(key): value for key, value in found.items()}
+    if len(tensors) < len(found):
+        raise CheckpointError(
+            f"{path} holds {len(found) - len(tensors)} tensors twice, with and without a prefix such as module.",
+            "keep one of the two state dicts in the file",
+        )
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors", f"expected a state dict, flat or under {', '.join(WRAPPERS)}")
     return WeightsFile(tensors, _metadata_of(content))
@@ -160,12 +197,23 @@ def save_weights(
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     partial = path.with_name(f"{path.name}.tmp")
     try:
-        save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
+        header = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True), DIGEST_KEY: tensor_digest(tensors)}
+        save_file(tensors, partial, metadata=header)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     write_sidecar(path)
     return path
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of CPU tensors, independent of their order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -176,7 +224,7 @@ def _is_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path, *, check_digest: bool) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -189,6 +237,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         metadata = json.loads(header.get(METADATA_KEY, "{}"))
     except json.JSONDecodeError as error:
         raise _damaged(path, error) from error
+    if check_digest and DIGEST_KEY in header and tensor_digest(tensors) != header[DIGEST_KEY]:
+        raise _damaged(path, "the digest of its tensors is wrong")
     return {"state_dict": tensors, METADATA_KEY: metadata}
 
 

@@ -22,6 +22,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from mg3d.errors import CheckpointError, RunFailedError
+from mg3d.models.weights_file import METADATA_KEY, check_format_version
 from mg3d.training.run_folder import sync_directory, write_text_atomically
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ SIDECAR = ".sha256"
 TEMPORARY = ".tmp"
 SPACE_FACTOR = 1.2
 READ_BLOCK = 1 << 22
+RESUMABLE = ("state_dict", "optimizer_states", "global_step")
+"""What a checkpoint must hold to be resumed."""
 _NOTE = re.compile(r"^# mg3d step=(-?\d+) epoch=(-?\d+) kind=(\w+)")
 
 
@@ -245,6 +248,7 @@ def load_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path} is refused: {reason}", "only tensors and plain types are loaded") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}", "give a checkpoint written by this project")
+    check_format_version(content.get(METADATA_KEY), path)
     return content
 
 
@@ -296,7 +300,13 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Verify and load; ``weights_only`` is always True here, whatever the caller asks."""
-        return load_file(Path(path), map_location if map_location is not None else "cpu")
+        content = load_file(Path(path), map_location if map_location is not None else "cpu")
+        lacking = [key for key in RESUMABLE if key not in content]
+        if lacking:
+            raise CheckpointError(
+                f"{path} cannot be resumed: it has no {', '.join(lacking)}", "start from its weights with load_path"
+            )
+        return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its sidecar; the checkpoint goes first, so none is left without a digest."""

@@ -128,9 +128,9 @@ def _write_head(cfg: MG3DConfig, run_dir: Path, resume: Path | None, hardware: H
 def _load_initial_weights(cfg: MG3DConfig, module: pl.LightningModule, run_dir: Path, write: bool) -> None:
     from mg3d.models.checkpoint import load_weights
 
-    report = load_weights(module, cfg.load_path)
+    report = load_weights(module, cfg.load_path, allow_partial=cfg.load_partial)
     if write:
-        write_json(run_dir / "weights_report.json", dataclasses.asdict(report))
+        write_json(run_dir / "weights_report.json", report.as_dict())
 
 
 def default_datamodule(cfg: MG3DConfig) -> pl.LightningDataModule:
@@ -142,17 +142,12 @@ def default_datamodule(cfg: MG3DConfig) -> pl.LightningDataModule:
 
 def default_module(cfg: MG3DConfig, num_training_steps: int) -> pl.LightningModule:
     """Model of the pre-training task."""
-    from mg3d.datasets.arrow_schema import AXIS_ORDER
-    from mg3d.datasets.volume import CROP_FRACTIONS_DHW, TARGET_SPACING_MM, WINDOW_HU
+    from mg3d.datasets.stored_geometry import stored_geometry
     from mg3d.models.mg3d_module import MG3DModule
 
-    geometry = {
-        "axis_order": AXIS_ORDER,
-        "spacing_mm": list(TARGET_SPACING_MM),
-        "crop_fractions_dhw": list(CROP_FRACTIONS_DHW),
-        "window_hu": list(WINDOW_HU),
-    }
-    return MG3DModule(cfg, num_training_steps=num_training_steps, geometry=geometry)
+    made = {"datasets": list(cfg.datasets), "source_commit": provenance.code_state()["commit"]}
+    geometry = stored_geometry(cfg.data_root, cfg.datasets)
+    return MG3DModule(cfg, num_training_steps=num_training_steps, geometry={**geometry, **made})
 
 
 @dataclasses.dataclass(frozen=True)

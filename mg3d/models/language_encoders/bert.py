@@ -5,6 +5,7 @@ Shape suffixes: B batch, L text tokens, E encoder width.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -62,6 +63,11 @@ class BertTextEncoder(nn.Module):
         """Largest number of tokens the position table allows."""
         reserved = int(self.config.pad_token_id or 0) + 1 if "roberta" in self.config.model_type else 0
         return int(self.config.max_position_embeddings) - reserved
+
+    def plain_config(self) -> dict[str, Any]:
+        """Architecture in plain JSON types, without the place it was read from: enough to rebuild the encoder."""
+        found = json.loads(self.config.to_json_string(use_diff=False))
+        return {key: value for key, value in found.items() if not key.startswith("_") and value is not None}
 
     def train(self, mode: bool = True) -> BertTextEncoder:
         """Set training mode; a frozen encoder with ``eval_mode`` stays in eval mode."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
@@ -79,6 +80,26 @@ def create_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in _TOKENIZER_FILES):
         raise EnvironmentProblem(f"{source} holds no tokenizer", f"put {' or '.join(_TOKENIZER_FILES[:2])} into it")
     return _guarded(name_or_dir, AutoTokenizer.from_pretrained, source, **options)
+
+
+def encoder_revision(name_or_dir: str, config: Any = None) -> str | None:
+    """What pins a text encoder and its tokenizer: the hub commit, or a digest of the small files of a directory.
+
+    Args:
+        name_or_dir: hub id or local directory.
+        config: the configuration it was loaded with, which knows the hub commit.
+
+    Returns:
+        A commit, ``sha256:...``, or None if neither is known.
+    """
+    folder = Path(name_or_dir).expanduser()
+    if not folder.is_dir():
+        return getattr(config, "_commit_hash", None)
+    digest = hashlib.sha256()
+    for name in ("config.json", *_TOKENIZER_FILES):
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _locate(name_or_dir: str, probe: str = "config.json") -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,147 @@
+"""Key maps: which program wrote a weights file, what its names mean here, and what of it cannot be used.
+
+| family | how it is told | what is used |
+|---|---|---|
+| ``mg3d`` | ``vision_encoder.`` with 3-D convolutions | everything |
+| ``swin_unetr`` | ``swinViT.`` (MONAI's SwinUNETR, VoCo) | 126 Swin entries, 11 of the five encoder blocks |
+| ``swin_simmim`` | ``encoder.layers1.0.0.`` (MONAI's ``ssl_pretrained_weights``) | the Swin entries |
+| ``swin`` | ``layers1.0.blocks.`` (bare encoder, MONAI's ``model_swinvit``) | the Swin entries |
+| ``nnunet`` | ``encoder.stages.`` | the encoder, once (nnU-Net stores it twice) |
+| ``unet`` | ``down_tr64.`` (Models Genesis, PCRLv2) | the contracting path |
+| ``meter`` | ``text_transformer.`` / ``cross_modal_`` | text encoder, fusion layers, text heads of equal shape |
+| ``ptunifier`` | 2-D convolutions under ``vision_encoder.`` | text encoder, fusion layers, text heads of equal shape |
+
+Patch merging leaves no trace in names or shapes: files made with MONAI before 1.5 ("legacy") and from 1.5 on ("fixed")
+cannot be told apart. A file that does not say is taken as legacy, like all published ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+TWO_DIMENSIONAL = "part of a 2-D image encoder, which a 3-D one cannot take over"
+OF_TWO_DIMENSIONAL = "made for the features of a 2-D image encoder"
+OTHER_TASK = "head of another task"
+CONSTANT = "constant of an old library version"
+STORED_TWICE = "second copy of another entry"
+NEVER_CALLED = "classifier that is never called"
+MASK_TOKEN = "token or norm used only while pre-training elsewhere"
+
+CONSTANT_SUFFIXES = (".relative_position_index", "embeddings.position_ids", "embeddings.token_type_ids")
+"""Constant buffers of old library versions; they follow from the architecture."""
+
+TWO_DIMENSIONAL_FAMILIES = ("meter", "ptunifier")
+"""Families whose image encoder is 2-D: only text and fusion carry over."""
+
+SWIN_FAMILIES = ("swin_unetr", "swin_simmim", "swin")
+
+_Rules = tuple[tuple[str, str], ...]
+
+_COMMON: _Rules = (
+    (r"^(vision_encoder\.)?swin_vit\.", r"\1swinViT."),
+    (r"\.mlp\.fc1\.", ".mlp.linear1."),
+    (r"\.mlp\.fc2\.", ".mlp.linear2."),
+)
+
+_RENAMES: Mapping[str, _Rules] = {
+    "swin_simmim": (
+        (r"^encoder\.(layers\d+)\.0\.0\.", r"swinViT.\1.0."),
+        (r"^encoder\.patch_embed\.", "swinViT.patch_embed."),
+    ),
+    "meter": (
+        (r"^text_transformer\.", "language_encoder."),
+        (r"^cross_modal_text_transform\.", "multi_modal_language_proj."),
+        (r"^cross_modal_image_layers\.", "multi_modal_vision_layers."),
+        (r"^cross_modal_text_layers\.", "multi_modal_language_layers."),
+        (r"^cross_modal_text_pooler\.", "multi_modal_language_pooler."),
+        (r"^token_type_embeddings\.", "modality_type_embeddings."),
+        (r"^mlm_score\.", "mlm_head."),
+        (r"^itm_score\.", "itm_head."),
+    ),
+}
+
+_TASK_HEADS = r"^(vqa|cls|mlc|irtr|nlvr2|snli|rank|mpp|mim|clm)_(head|classifier|output|score)\."
+
+_DROPS: Mapping[str, _Rules] = {
+    "mg3d": ((r"^vision_encoder\.head\.", NEVER_CALLED),),
+    "unet": ((r"^head\.", NEVER_CALLED),),
+    "swin_simmim": ((r"^encoder\.(mask_token|norm\.)", MASK_TOKEN),),
+    "nnunet": ((r"^decoder\.encoder\.", STORED_TWICE),),
+    "meter": (
+        (r"^(vit_model|vision_encoder)\.", TWO_DIMENSIONAL),
+        (r"^cross_modal_image_(transform|pooler)\.", OF_TWO_DIMENSIONAL),
+        (r"^(avgpool|pos_embed)", TWO_DIMENSIONAL),
+        (_TASK_HEADS, OTHER_TASK),
+    ),
+    "ptunifier": (
+        (r"^vision_encoder\.", TWO_DIMENSIONAL),
+        (r"^multi_modal_vision_(proj|pooler)\.", OF_TWO_DIMENSIONAL),
+        (_TASK_HEADS, OTHER_TASK),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A foreign state dict in this project's names.
+
+    Attributes:
+        family: which program's layout it is; ``unknown`` if none is recognised.
+        names: name in the file -> name here, for every entry that may be of use.
+        dropped: name in the file -> why it is of no use.
+    """
+
+    family: str
+    names: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def recognise(tensors: Mapping[str, Tensor]) -> str:
+    """Say which program's layout a state dict has.
+
+    Args:
+        tensors: name -> tensor, outer prefixes such as ``module.`` removed.
+
+    Returns:
+        A family of the table above, or ``unknown``.
+    """
+    own = {name: value for name, value in tensors.items() if name.startswith("vision_encoder.")}
+    if any(name.startswith(("text_transformer.", "cross_modal_")) for name in tensors):
+        return "meter"
+    if any(value.dim() == 4 for value in own.values()):
+        return "ptunifier"
+    if own:
+        return "mg3d"
+    marks = (
+        ("swin_unetr", r"swin(ViT|_vit)\."),
+        ("swin_simmim", r"encoder\.layers1\.0\.0\."),
+        ("swin", r"layers1\.0\.blocks\."),
+        ("nnunet", r"encoder\.(stem|stages)\."),
+        ("unet", r"down_tr64\."),
+    )
+    return next((family for family, mark in marks if any(re.match(mark, name) for name in tensors)), "unknown")
+
+
+def translate(tensors: Mapping[str, Tensor]) -> Translation:
+    """Put every entry of a state dict under this project's name, or say why it is of no use.
+
+    Args:
+        tensors: name -> tensor, outer prefixes removed.
+    """
+    family = recognise(tensors)
+    result = Translation(family)
+    renames = (*_RENAMES.get(family, ()), *_COMMON)
+    for name in tensors:
+        reason = next((why for pattern, why in _DROPS.get(family, ()) if re.search(pattern, name)), None)
+        if reason:
+            result.dropped[name] = reason
+            continue
+        found = name
+        for pattern, replacement in renames:
+            found = re.sub(pattern, replacement, found)
+        result.names[name] = found
+    return result
