@@ -2,7 +2,8 @@
 
 ``ROOT/dataset/{train,valid}/train_1/train_1_a/train_1_a_1.nii.gz`` with ``radiology_text_reports``,
 ``multi_abnormality_labels`` and ``metadata`` beside the volumes. A volume of the second release (``train_fixed``,
-``valid_fixed``) is preferred to its namesake of the first. Labels and metadata are optional, reports are not.
+``valid_fixed``) is preferred to its namesake of the first, and both to the published preprocessing of it
+(``train_preprocessed``, ``.npz``). Labels and metadata are optional, reports are not.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from prepro.text import clean_report, count_words
 
 SPLIT_TABLE_NAMES = {"train": ("train", "train"), "valid": ("validation", "valid")}
 NAME_PATTERN = re.compile(r"(?P<scan>(?P<patient>[A-Za-z]+_\d+)_[A-Za-z]+)_\d+")
-SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (".nii.gz", ".nii", ".npz")
 REPORT_COLUMNS = ("VolumeName", "Findings_EN", "Impressions_EN")
 LABEL_COLUMNS = ("VolumeName", *CT_RATE_LABELS)
 LABEL_CODES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN_LABEL}
@@ -78,7 +79,7 @@ class CtRateReader:
             if folders := self._volume_folders(base, split):
                 self._add_split(found, base, folders, split)
         if not found.cases and not found.exclusions:
-            raise DataError("no .nii.gz volume below train/ or valid/", "check --root", path=str(base))
+            raise DataError("no .nii.gz, .nii or .npz volume below train/ or valid/", "check --root", path=str(base))
         return found
 
     def dataset_folder(self) -> Path:
@@ -90,8 +91,9 @@ class CtRateReader:
 
     @staticmethod
     def _volume_folders(base: Path, split: str) -> list[Path]:
-        """Folders of the second and the first release, as far as they are there."""
-        return [folder for folder in (base / f"{split}_fixed", base / split) if folder.is_dir()]
+        """Folders of the second and the first release and of the preprocessed volumes, as far as they are there."""
+        names = (f"{split}_fixed", split, f"{split}_preprocessed")
+        return [base / name for name in names if (base / name).is_dir()]
 
     def _add_split(self, found: CaseList, base: Path, folders: list[Path], split: str) -> None:
         reports_path, labels_path, metadata_path = table_paths(base, split)

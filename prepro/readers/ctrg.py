@@ -7,6 +7,8 @@ same way: values 0..255, stored order, z reversed; its header is believed only o
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -20,8 +22,9 @@ from PIL import Image, UnidentifiedImageError
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.datasets.volume import CTRG_DEPTH_RANGE, TARGET_SPACING_MM, ctrg_stack, quantise_grey
 from mg3d.errors import DataError
+from mg3d.scans.byte_stream import digest_of_files
 from mg3d.scans.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
-from mg3d.scans.nifti import read_nifti
+from mg3d.scans.read import read_scan
 from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
 from prepro.readers.tables import confined_path, decode_text, natural_key, windows_text
 from prepro.text import clean_report, count_words
@@ -30,6 +33,7 @@ SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 NIFTI_ORDERS = ("published", "header")
 MAX_SLICE_PIXELS = 4096 * 4096
+MAX_SLICE_BYTES = 4 * MAX_SLICE_PIXELS
 MAX_SLICE_NUMBER = 100_000
 GREY_RANGE = (0.0, 255.0)
 
@@ -45,7 +49,7 @@ class CtrgReader:
         nifti_order: ``published`` takes stored axes with z reversed, ``header`` follows the NIfTI directions.
         empty_report: ``skip`` leaves short reports out, ``keep`` packs them.
         max_volume_gib: largest volume to read.
-        assumed_spacing_mm: (z, y, x) recorded where the files carry none.
+        assumed_spacing_mm: (z, y, x) recorded where the files carry none; None means 1.5 x 0.75 x 0.75 mm.
     """
 
     root: Path
@@ -54,7 +58,7 @@ class CtrgReader:
     nifti_order: str = "published"
     empty_report: str = "skip"
     max_volume_gib: float = 4.0
-    assumed_spacing_mm: tuple[float, float, float] = TARGET_SPACING_MM
+    assumed_spacing_mm: tuple[float, float, float] | None = None
 
     corpus: ClassVar[str] = "clm_chest_ctrg"
     label_names: ClassVar[tuple[str, ...]] = ()
@@ -155,14 +159,15 @@ class CtrgReader:
         except ValueError as problem:
             raise DataError(str(problem), "check the slice files", path=str(case.source[0].parent)) from problem
         kept = int(CTRG_DEPTH_RANGE[1] * len(slices)) - int(CTRG_DEPTH_RANGE[0] * len(slices))
-        extents = [n * s for n, s in zip((kept, *crop), self.assumed_spacing_mm, strict=True)]
+        extents = [n * s for n, s in zip((kept, *crop), self._assumed_spacing(), strict=True)]
         spacing = tuple(extent / size for extent, size in zip(extents, self.geometry.size, strict=True))
         record = {"slices": len(slices), "slice_shape_HW": [rows, columns], "spacing": "assumed"}
         record |= {"first_slice": case.source[0].name, "last_slice": case.source[-1].name}
+        record["source_sha256"] = slices.sha256()
         return PackedImage(quantise_grey(unit), (spacing[0], spacing[1], spacing[2]), record, _gaps(case.source))
 
     def _load_nifti(self, path: Path) -> PackedImage:
-        raw = read_nifti(path, self.max_volume_gib)
+        raw = read_scan(path, self.max_volume_gib)
         voxels = raw.voxels_xyz
         low, high = (float(limit) * raw.slope + raw.intercept for limit in (voxels.min(), voxels.max()))
         if not (GREY_RANGE[0] <= low <= high <= GREY_RANGE[1]):
@@ -170,17 +175,21 @@ class CtrgReader:
                 f"values {low:g}..{high:g} are not 8-bit grey", "pack HU volumes as ct_rate", path=str(path)
             )
         if self.nifti_order == "header":
-            spacing_xyz = raw.spacing_mm or self.assumed_spacing_mm[::-1]
+            spacing_xyz = raw.spacing_mm or self._assumed_spacing()[::-1]
             stored, spacing, _ = to_canonical(voxels, raw.affine, spacing_xyz)
         else:
-            stored, spacing = voxels.transpose(2, 1, 0)[::-1], self.assumed_spacing_mm
+            stored, spacing = voxels.transpose(2, 1, 0)[::-1], self._assumed_spacing()
             if raw.oriented and raw.spacing_mm is not None:
                 spacing = (raw.spacing_mm[2], raw.spacing_mm[1], raw.spacing_mm[0])
         geometry = Geometry(self.geometry.size, None, self.geometry.crop_fractions, self.geometry.store)
         plans = plan_axes(stored.shape, spacing, geometry, align_corners=True)
         grey = resample_crop(stored, plans, raw.slope, raw.intercept, GREY_RANGE)
         record = {"stored_shape_DHW": list(stored.shape), "order": self.nifti_order}
+        record["source_sha256"] = raw.source_sha256
         return PackedImage(np.rint(grey).astype(np.uint8), grid_spacing(plans), record)
+
+    def _assumed_spacing(self) -> tuple[float, float, float]:
+        return self.assumed_spacing_mm or TARGET_SPACING_MM
 
 
 class _SliceFiles(Sequence[np.ndarray]):
@@ -188,6 +197,7 @@ class _SliceFiles(Sequence[np.ndarray]):
 
     def __init__(self, files: tuple[Path, ...]) -> None:
         self.files = files
+        self._digests: dict[Path, str] = {}
         self.shape: tuple[int, int] = self[0].shape
 
     def __len__(self) -> int:
@@ -199,7 +209,12 @@ class _SliceFiles(Sequence[np.ndarray]):
     def __getitem__(self, index: Any) -> Any:
         path = self.files[index]
         try:
-            with Image.open(path) as image:
+            with path.open("rb") as file:
+                content = file.read(MAX_SLICE_BYTES + 1)
+            if len(content) > MAX_SLICE_BYTES:
+                raise DataError(f"slice file of more than {MAX_SLICE_BYTES} bytes", "check the file", path=str(path))
+            self._digests[path] = hashlib.sha256(content).hexdigest()
+            with Image.open(io.BytesIO(content)) as image:
                 if image.width * image.height > MAX_SLICE_PIXELS:
                     raise DataError(f"slice of {image.width} x {image.height} pixels", "check the file", path=str(path))
                 pixels = np.asarray(image.convert("L"))
@@ -208,6 +223,13 @@ class _SliceFiles(Sequence[np.ndarray]):
         if pixels.shape != getattr(self, "shape", pixels.shape):
             raise DataError(f"slice of shape {pixels.shape} among {self.shape}", "check the folder", path=str(path))
         return pixels
+
+    def sha256(self) -> str:
+        """Digest over all files, those that were never decoded included."""
+        for path in self.files:
+            if path not in self._digests:
+                self._digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return digest_of_files(self._digests.values())
 
 
 def _slices(files: Sequence[Path], shown: str) -> tuple[Path, ...]:
