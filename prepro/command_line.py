@@ -18,7 +18,7 @@ Works from any folder and needs no installation. Killed at any moment and starte
 last line of standard output is one JSON object. Exit code 0: all packed; 1: packed, but some scans were unusable and
 left out, or the run broke down; 2: bad input or arguments.
 """
-CORPUS_NAME = re.compile(r"[a-z][a-z0-9_]*")
+CORPUS_NAME = re.compile(r"clm_own(_[a-z0-9]+)*(?<!_train)(?<!_val)(?<!_test)")
 SHARD_OF = re.compile(r"(\d+)/(\d+)")
 
 
@@ -142,7 +142,7 @@ def _add_ctrg_arguments(command: argparse.ArgumentParser) -> None:
 def _add_own_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("own data").add_argument
     add("--table", type=Path, required=True, help="CSV of scans and reports; its paths are below --root")
-    add("--corpus", type=_corpus, default="clm_own", help="name of the data set: first part of the file names")
+    add("--corpus", type=_corpus, default="clm_own", help="clm_own or clm_own_NAME: first part of the file names")
 
 
 def _natural(text: str) -> int:
@@ -190,5 +190,5 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _corpus(text: str) -> str:
     if not CORPUS_NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: small letters, digits and _ only")
+        raise argparse.ArgumentTypeError(f"{text!r} is not clm_own, or clm_own_ and words that are no split")
     return text

@@ -10,11 +10,27 @@ from typing import Any
 from mg3d.errors import DataError
 from mg3d.scans.geometry import Geometry
 from prepro import splits
-from prepro.make_arrow import PackOptions, pack
+from prepro.dry_run import dry_run
+from prepro.engines import create_engine
+from prepro.exclusion_list import apply_exclusion_list, read_exclusion_list
+from prepro.make_arrow import PackOptions, PackSummary, pack
+from prepro.publish import leak_list
 from prepro.readers.base import Reader
+from prepro.tokens import make_counter
 
 MAX_AUTOMATIC_WORKERS = 8
 SCANS_WORTH_A_WORKER = 16
+RUN_ONLY = {"out", "workers", "scheduler", "shard", "on_bad", "dry_run", "caption_separator", "fragments"} | {
+    "image_size",
+    "target_spacing",
+    "store",
+}
+"""Options that leave no trace in the result, or are recorded under another name."""
+DATA_SET_ONLY = {
+    *("root", "annotation", "table", "exclude", "limit", "rows_per_shard"),
+    *("seed", "val_fraction", "tokenizer", "max_text_len"),
+}
+"""Options that choose scans or describe them: part of the data set's manifest, not of what a row holds."""
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -32,30 +48,61 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not options.root.is_dir():
         raise DataError("folder not found", "give the root of the download", path=str(options.root))
     geometry = make_geometry(options)
+    counter = make_counter(options.tokenizer)
     reader = make_reader(options, geometry)
     found = reader.find_cases()
+    if options.exclude:
+        found = apply_exclusion_list(found, read_exclusion_list(options.exclude))
     cases, unused = splits.assign_splits(
         found, reader.corpus, options.split_protocol, options.seed, options.val_fraction
     )
     clean = options.split_protocol == "clean"
     patients = splits.patient_overlaps(cases)
     if clean:
-        splits.refuse_overlaps(patients, "patients")
+        splits.refuse_overlaps(patients, "patients", None if options.dry_run else leak_list(options.out, reader.corpus))
     cases = splits.limit_splits(cases, options.limit)
-    recorded = {key: value for key, value in vars(options).items() if key not in ("workers", "image_size", "out")}
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in recorded.items()}
+    exclusions = found.exclusions + unused
+    if options.dry_run:
+        return dry_run(reader, cases, exclusions, geometry, options.workers or automatic_workers(len(cases)))
+    recorded = {key: _plain(value) for key, value in vars(options).items() if key not in RUN_ONLY}
     pack_options = PackOptions(
         out=options.out,
         geometry=geometry,
-        workers=options.workers or automatic_workers(len(cases)),
+        engine=create_engine(options.workers or automatic_workers(len(cases)), options.scheduler),
+        rows_per_shard=options.rows_per_shard,
+        shard=options.shard,
         on_bad=options.on_bad,
         clean=clean,
         caption_separator=" " if options.caption_separator == "blank" else "",
-        config=config | {"notes": found.notes, "patients_in_two_splits": len(patients)},
+        fragments=options.fragments,
+        counter=counter,
+        max_text_len=options.max_text_len,
+        row_config={key: value for key, value in recorded.items() if key not in DATA_SET_ONLY},
+        about={"config": recorded, "notes": found.notes, "patients_in_two_splits": len(patients)},
     )
-    summary = pack(reader, cases, found.exclusions + unused, pack_options)
-    counts = {"excluded": summary.excluded, "failed": summary.failed, "warned": summary.warned}
-    return {"corpus": reader.corpus, "rows": summary.rows, **counts, "out": str(options.out)}
+    return _summary(options.out, reader.corpus, pack(reader, cases, exclusions, pack_options), len(exclusions))
+
+
+def _summary(out: Path, corpus: str, packed: PackSummary, excluded: int) -> dict[str, Any]:
+    text = packed.text.values()
+    return {
+        "corpus": corpus,
+        "rows": packed.rows,
+        "excluded": excluded,
+        "failed": packed.failed,
+        "warned": packed.warned,
+        "truncated": {split: figures["truncated"] for split, figures in packed.text.items()},
+        "truncated_is_exact": all(figures["tokens_are_exact"] for figures in text),
+        "files": [str(out / name) for name in packed.digests],
+        "sha256": packed.digests,
+        "published": not packed.missing,
+        "missing": packed.missing,
+        "out": str(out),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
 
 
 def make_geometry(options: argparse.Namespace) -> Geometry:
@@ -68,13 +115,16 @@ def make_geometry(options: argparse.Namespace) -> Geometry:
         the geometry of every row.
 
     Raises:
-        DataError: ``--target-spacing`` is no spacing.
+        DataError: ``--target-spacing`` is no spacing, or ``--store native`` has none to resample to.
     """
     size = tuple(options.image_size) if options.image_size else Geometry.size
     spacing = Geometry.target_spacing_mm
     if options.target_spacing:
         spacing = _target_spacing(options.target_spacing)
     if options.dataset == "ctrg":
+        if options.store == "native":
+            message = "--store native resamples to a voxel size, and the slices of CTRG carry none"
+            raise DataError(message, "pack CTRG with --store crop")
         spacing = None  # slices carry no spacing, the published path has no intermediate resampling
     return Geometry(size=size, target_spacing_mm=spacing, store=options.store)
 
@@ -102,11 +152,18 @@ def make_reader(options: argparse.Namespace, geometry: Geometry) -> Reader:
     Returns:
         a reader, nothing read yet.
     """
-    common = {"empty_report": options.empty_report, "max_volume_gib": options.max_volume_gib}
+    common: dict[str, Any] = {"empty_report": options.empty_report, "max_volume_gib": options.max_volume_gib}
+    if options.assume_spacing:
+        common["assumed_spacing_mm"] = tuple(options.assume_spacing)
     if options.dataset == "ct_rate":
         from prepro.readers.ct_rate import CtRateReader
 
         return CtRateReader(options.root, geometry, options.rescale, options.orientation, **common)
+    if options.dataset == "own":
+        from prepro.readers.own_data import OwnDataReader
+
+        values = {"rescale": options.rescale, "orientation": options.orientation}
+        return OwnDataReader(options.table, options.root, geometry, options.corpus, **values, **common)
     from prepro.readers.ctrg import CtrgReader
 
     return CtrgReader(options.root, options.annotation, geometry, options.nifti_order, **common)

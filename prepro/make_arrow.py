@@ -1,38 +1,40 @@
-"""The one writer: cases in, one Arrow file and one manifest per split out, all of them or none.
+"""The one writer: cases in, Arrow files with manifests out, whatever interrupts it.
 
-A file is written under a temporary name in its own folder, one row per record batch, synced, and renamed when every
-split is complete, so a run that dies leaves the files of the run before. Rows keep the order of the cases whatever
-the number of workers; at most two scans per worker are in memory.
+Rows keep the order of the cases whatever reads the scans, so the same cases give the same bytes for any number of
+workers, for one process or several that share the files, and for a run that was killed and started again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
-import shutil
-import subprocess
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
-import mg3d
-from mg3d.datasets.arrow_schema import FORMAT_VERSION, make_row_batch, make_schema
-from mg3d.datasets.report_text import split_fragments
+from mg3d.datasets.arrow_schema import make_row_batch, make_schema
 from mg3d.errors import DataError, EnvironmentProblem
 from mg3d.scans.geometry import Geometry
-from mg3d.training.run_folder import sync_directory
-from prepro.engines import Failure, create_engine, load_in_order
+from prepro.disk import check_free_space, estimated_row_bytes, explained, make_folder, needed_bytes
+from prepro.engines import Engine, Failure, LocalEngine, load_in_order
+from prepro.locks import FileLock
+from prepro.manifest import code_version
+from prepro.plan import Plan, Shard, make_plan
+from prepro.progress import Progress
+from prepro.publish import DataSet, publish, refuse_competitors
 from prepro.readers.base import Case, Exclusion, PackedImage, Reader
-from prepro.splits import SPLITS, overlaps, refuse_overlaps
+from prepro.shard_writer import ShardFiles, ShardWriter, leftovers
+from prepro.splits import SPLITS
+from prepro.text import FRAGMENT_RULES
+from prepro.text_statistics import MAX_TEXT_LEN, TextStatistics
+from prepro.tokens import TokenCounter
 
-MAX_LISTED_OVERLAPS = 100
 logger = logging.getLogger(__name__)
 
 
@@ -42,289 +44,230 @@ class PackOptions:
 
     Attributes:
         out: folder of the arrows and manifests.
-        geometry: the grid of every row, for the schema metadata.
-        workers: processes that read scans; 1 reads in this process.
+        geometry: the grid of every row.
+        engine: where scans are read.
+        rows_per_shard: rows per Arrow file; 0 writes one file per split.
+        shard: (i, n): write the i-th of n parts of the files, counted from 1; None writes all.
         on_bad: ``skip`` counts and lists scans that cannot be used, ``stop`` ends the run at the first.
         clean: refuse equal volumes in two splits instead of reporting them.
         caption_separator: text between findings and impression in the caption.
-        config: everything else worth recording in the manifest.
+        fragments: how sections are cut, a key of :data:`prepro.text.FRAGMENT_RULES`.
+        counter: counts the tokens of reports; None gives a lower bound.
+        max_text_len: tokens a model reads of a report.
+        row_config: further settings that change what rows hold.
+        about: further entries of the data-set manifest.
     """
 
     out: Path
     geometry: Geometry
-    workers: int = 1
+    engine: Engine = field(default_factory=LocalEngine)
+    rows_per_shard: int = 0
+    shard: tuple[int, int] | None = None
     on_bad: str = "skip"
     clean: bool = True
     caption_separator: str = " "
-    config: Mapping[str, Any] = field(default_factory=dict)
+    fragments: str = "comma"
+    counter: TokenCounter | None = None
+    max_text_len: int = MAX_TEXT_LEN
+    row_config: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes what rows hold, for manifests and digests."""
+        own = {"caption_separator": self.caption_separator, "fragments": self.fragments}
+        return {**self.row_config, **own, "geometry": self.geometry.metadata()}
 
 
 @dataclass
 class PackSummary:
-    """What a run wrote.
+    """What a run wrote, or found written.
 
     Attributes:
         rows: rows per split.
-        excluded: scans left out for a stated reason before reading.
-        failed: scans that could not be read.
+        failed: scans that could not be used.
         warned: packed scans with a warning in the manifest.
-        files: arrow file per split.
+        text: text statistics per split; empty until the corpus is published.
+        digests: sha256 per Arrow file.
+        missing: files of the corpus that no process has finished yet; nothing is published before.
     """
 
     rows: dict[str, int]
-    excluded: int
     failed: int
     warned: int
-    files: dict[str, str]
+    text: dict[str, Any]
+    digests: dict[str, str]
+    missing: list[str]
 
 
-class ArrowFileWriter:
-    """One Arrow IPC file that appears under its name only when it is complete.
-
-    Args:
-        path: the final name.
-        schema: from :func:`mg3d.datasets.arrow_schema.make_schema`.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path = path
-        self.rows = 0
-        self._digest = hashlib.sha256()
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._file = self._temporary.open("wb")
-        self._writer = pa.ipc.new_file(pa.PythonFile(self, mode="w"), schema)
-
-    closed = False
-
-    def write(self, data: Any) -> int:
-        """Take bytes from Arrow: hash them and pass them on."""
-        self._digest.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        """Push buffered bytes to the file."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Arrow closes its sink through this name; the file itself is closed by :meth:`finish`."""
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Append one row.
-
-        Args:
-            batch: one-row batch of the schema.
-        """
-        self._writer.write_batch(batch)
-        self.rows += 1
-
-    def finish(self) -> tuple[str, int]:
-        """Complete and sync the temporary file.
-
-        Returns:
-            sha256 and size in bytes of the whole file.
-        """
-        self._writer.close()
-        size = self._file.tell()
-        _sync_and_close(self._file)
-        return self._digest.hexdigest(), size
-
-    def publish(self) -> None:
-        """Give the finished file its final name."""
-        os.replace(self._temporary, self.path)
-
-    def discard(self) -> None:
-        """Remove the temporary file; harmless after :meth:`publish`."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-def pack(reader: Reader, cases: list[Case], exclusions: list[Exclusion], options: PackOptions) -> PackSummary:
-    """Read every case and write the three arrows of a corpus with their manifests.
+def pack(reader: Reader, cases: Sequence[Case], exclusions: Sequence[Exclusion], options: PackOptions) -> PackSummary:
+    """Write this process's part of a corpus; publish the corpus when no part is missing.
 
     Args:
         reader: loads the voxels of a case.
         cases: cases with splits, in the order of the rows.
-        exclusions: what was left out already, for the manifests.
+        exclusions: what was left out already, for the manifest.
         options: how to pack.
 
     Returns:
-        counts and file names.
+        counts and digests of this part.
 
     Raises:
         DataError: an unusable scan under ``stop``, equal volumes in two splits under ``clean``, or nothing to write.
-        EnvironmentProblem: the disk cannot hold the result.
+        EnvironmentProblem: the disk cannot hold the result, or another process writes the same files.
+        RunFailedError: the disk or the engine failed on the way.
     """
-    options.out.mkdir(parents=True, exist_ok=True)
-    _check_free_space(reader, cases, options)
-    schema = make_schema(
-        geometry=options.geometry.metadata(), window_hu=reader.window, label_names=list(reader.label_names)
-    )
-    writers: dict[str, ArrowFileWriter] = {}
+    plan = make_plan(cases, reader.corpus, options.settings(), options.rows_per_shard)
+    part = plan.part(options.shard)
+    make_folder(options.out)
+    lock = FileLock(options.out / f".{plan.corpus}.run.lock")
     try:
-        for split in SPLITS:
-            writers[split] = ArrowFileWriter(options.out / f"{reader.corpus}_{split}.arrow", schema)
-        log = _write_rows(reader, cases, options, schema, writers)
-        if not any(writer.rows for writer in writers.values()):
-            reasons = [item.reason for item in (*log.failures, *exclusions)]
-            raise DataError("no scan could be packed", f"first reason: {reasons[0]}" if reasons else "check the root")
-        shared = overlaps((row["image_sha256"], split, row["image_id"]) for split, row in log.all_rows())
-        if options.clean:
-            refuse_overlaps(shared, "volumes with equal content")
-        manifests = _manifests(reader, writers, log, exclusions, shared, options)
-        _publish(writers, manifests)
+        _enter(lock, options.out, plan)
+        run = _Run(reader, plan, part, options)
+        with explained(options.out, run.needed):
+            run.write()
+            data_set = DataSet(tuple(exclusions), options.clean, {"config": options.settings(), **options.about})
+            published = publish(options.out, plan, data_set, {split: run.statistics() for split in SPLITS})
+        return run.summary(published)
     finally:
-        for writer in writers.values():
-            writer.discard()
-    rows = {split: writer.rows for split, writer in writers.items()}
-    files = {split: str(writer.path) for split, writer in writers.items()}
-    warned = sum(bool(row["warnings"]) for _, row in log.all_rows())
-    return PackSummary(rows, len(exclusions), len(log.failures), warned, files)
+        lock.release()
 
 
-@dataclass
-class _Log:
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {split: [] for split in SPLITS})
-    failures: list[Exclusion] = field(default_factory=list)
-
-    def all_rows(self) -> Iterable[tuple[str, dict[str, Any]]]:
-        return ((split, row) for split, rows in self.rows.items() for row in rows)
-
-
-def _write_rows(
-    reader: Reader, cases: list[Case], options: PackOptions, schema: pa.Schema, writers: Mapping[str, ArrowFileWriter]
-) -> _Log:
-    log = _Log()
-    with tqdm(total=len(cases), desc=reader.corpus, unit="scan", dynamic_ncols=True) as bar:
-        for case, result in load_in_order(reader, cases, create_engine(options.workers)):
-            if isinstance(result, Failure):
-                if options.on_bad == "stop":
-                    raise DataError(result.message, result.remedy, case_id=case.image_id, path=result.path)
-                log.failures.append(Exclusion(case.image_id, str(case.source[0]), result.message))
-                logger.warning("%s left out: %s", case.image_id, result.message)
-            else:
-                for split in case.splits:
-                    batch = _row(schema, reader.corpus, case, split, result, options.caption_separator)
-                    writers[split].add(batch)
-                    log.rows[split].append(_row_record(case, result, batch))
-            bar.set_postfix(failed=len(log.failures), refresh=False)
-            bar.update()
-    return log
+def _enter(lock: FileLock, folder: Path, plan: Plan) -> None:
+    """Join the processes that work on one plan; the first one tidies up after dead runs of other plans."""
+    if not lock.acquire():
+        lock.acquire(shared=True, wait=True)
+        if lock.text() not in ("", plan.digest):
+            message = f"{lock.owner()} is packing {plan.corpus} into {folder} with other settings or scans"
+            raise EnvironmentProblem(message, "wait for it, or choose another --out")
+        return
+    refuse_competitors(folder, plan)
+    lock.sign(plan.digest)
+    stale = leftovers(folder, plan.corpus, {shard.name for shard in plan.shards})
+    for path in stale:
+        path.unlink()
+    if stale:
+        logger.info("removed %d leftover files of unfinished runs with other settings", len(stale))
+    lock.share()
 
 
-def _row(schema: pa.Schema, corpus: str, case: Case, split: str, packed: PackedImage, separator: str) -> pa.RecordBatch:
-    return make_row_batch(
-        schema,
-        image=packed.voxels,
-        image_id=case.image_id,
-        patient_id=case.patient_id,
-        corpus=corpus,
-        split=split,
-        findings=case.findings,
-        impression=case.impression,
-        findings_sen=split_fragments(case.findings),
-        impression_sen=split_fragments(case.impression),
-        spacing_mm=packed.spacing_mm,
-        labels=case.labels,
-        caption=separator.join(text for text in (case.findings, case.impression) if text),
-    )
+class _Run:
+    """The files of one process."""
+
+    def __init__(self, reader: Reader, plan: Plan, part: Sequence[Shard], options: PackOptions) -> None:
+        self._reader, self._corpus, self._options = reader, plan.corpus, options
+        self._schema = make_schema(
+            geometry=options.geometry.metadata(), window_hu=reader.window, label_names=list(reader.label_names)
+        )
+        self._heads = {
+            shard: ShardFiles(options.out, shard.name).finished_head(shard, check_sources=True) for shard in part
+        }
+        self._todo = [shard for shard, head in self._heads.items() if head is None]
+        row_bytes = estimated_row_bytes(options.geometry, reader.window)
+        self.needed = needed_bytes(options.out, self._todo, row_bytes)
+        check_free_space(options.out, self.needed)
+        self._open: deque[ShardWriter] = deque()
+
+    def statistics(self) -> TextStatistics:
+        """Return empty text statistics."""
+        return TextStatistics(self._options.counter, self._options.max_text_len, self._options.fragments)
+
+    def write(self) -> None:
+        """Write every file that is not finished."""
+        for shard, head in self._heads.items():
+            if head is not None:
+                self._refuse_failures(shard.name, head["exclusions"])
+        finished = sum(len(shard.cases) for shard in self._heads if shard not in self._todo)
+        self._progress = Progress(finished + sum(len(shard.cases) for shard in self._todo), self._corpus)
+        self._progress.skip(finished)
+        try:
+            with closing(load_in_order(self._reader, self._pending(), self._options.engine)) as results:  # type: ignore[type-var]
+                for case, result in results:
+                    self._finish_complete()
+                    self._take(case, result)
+            self._finish_complete()
+        finally:
+            self._progress.close()
+            for writer in self._open:
+                writer.close()
+
+    def _pending(self) -> Iterator[Case]:
+        for shard in self._todo:
+            compression = "zstd" if self._options.geometry.store == "native" else None
+            writer = ShardWriter(self._options.out, shard, self._schema, compression)
+            self._open.append(writer)
+            writer.open()
+            self._refuse_failures(shard.name, [vars(failure) for failure in writer.failures])
+            self._progress.skip(writer.done)
+            yield from writer.remaining
+
+    def _refuse_failures(self, name: str, failures: Sequence[Mapping[str, Any]]) -> None:
+        if self._options.on_bad == "stop" and failures:
+            first = failures[0]
+            remedy = f"mend or exclude it; {name} was begun without it under --on-bad skip"
+            raise DataError(first["reason"], remedy, case_id=first["image_id"], path=first["path"])
+
+    def _take(self, case: Case, result: PackedImage | Failure) -> None:
+        writer = self._open[0]
+        if isinstance(result, Failure):
+            if self._options.on_bad == "stop":
+                raise DataError(result.message, result.remedy, case_id=case.image_id, path=result.path)
+            writer.add_failure(Exclusion(case.image_id, result.path, result.message))
+            logger.warning("%s left out: %s", case.image_id, result.message)
+        else:
+            batch = self._row(case, writer.shard.split, result)
+            writer.add_row(batch, _record(case, result, batch))
+        self._progress.step(failed=isinstance(result, Failure))
+
+    def _finish_complete(self) -> None:
+        while self._open and not self._open[0].remaining:
+            writer = self._open.popleft()
+            more = {"corpus": self._corpus, "code": code_version(), "config": self._options.settings()}
+            self._heads[writer.shard] = writer.finish(more)
+
+    def _row(self, case: Case, split: str, packed: PackedImage) -> pa.RecordBatch:
+        cut = FRAGMENT_RULES[self._options.fragments]
+        return make_row_batch(
+            self._schema,
+            image=packed.voxels,
+            image_id=case.image_id,
+            patient_id=case.patient_id,
+            corpus=self._corpus,
+            split=split,
+            findings=case.findings,
+            impression=case.impression,
+            findings_sen=cut(case.findings),
+            impression_sen=cut(case.impression),
+            spacing_mm=packed.spacing_mm,
+            labels=case.labels,
+            caption=self._options.caption_separator.join(text for text in (case.findings, case.impression) if text),
+        )
+
+    def summary(self, published: dict[str, Any] | list[str]) -> PackSummary:
+        """Return what this part holds.
+
+        Args:
+            published: from :func:`prepro.publish.publish`.
+        """
+        heads = {shard: head for shard, head in self._heads.items() if head is not None}
+        rows = dict.fromkeys(SPLITS, 0)
+        for shard, head in heads.items():
+            rows[shard.split] += head["rows"]
+        return PackSummary(
+            rows=rows,
+            failed=sum(len(head["exclusions"]) for head in heads.values()),
+            warned=sum(head["warned"] for head in heads.values()),
+            text={} if isinstance(published, list) else published["text"],
+            digests={shard.name: head["sha256"] for shard, head in heads.items()},
+            missing=published if isinstance(published, list) else [],
+        )
 
 
-def _row_record(case: Case, packed: PackedImage, batch: pa.RecordBatch) -> dict[str, Any]:
+def _record(case: Case, packed: PackedImage, batch: pa.RecordBatch) -> dict[str, Any]:
     return {
         "image_id": case.image_id,
         "patient_id": case.patient_id,
-        "image_sha256": hashlib.sha256(packed.voxels.tobytes()).hexdigest(),
+        "image_sha256": hashlib.sha256(np.ascontiguousarray(packed.voxels).data).hexdigest(),
         "row_crc32": batch.column("row_crc32")[0].as_py(),
         **packed.record,
         "warnings": list(packed.warnings),
     }
-
-
-def _manifests(
-    reader: Reader,
-    writers: Mapping[str, ArrowFileWriter],
-    log: _Log,
-    exclusions: list[Exclusion],
-    shared: list[str],
-    options: PackOptions,
-) -> dict[Path, dict[str, Any]]:
-    manifests = {}
-    left_out = [asdict(item) for item in (*exclusions, *log.failures)]
-    code = {"mg3d": mg3d.__version__, "format": FORMAT_VERSION, "commit": _commit()}
-    for split, writer in writers.items():
-        digest, size = writer.finish()
-        rows = log.rows[split]
-        lines = "".join(f"{row['image_id']} {row['image_sha256']} {row['row_crc32']}\n" for row in rows)
-        manifests[writer.path.with_suffix(".manifest.json")] = {
-            "corpus": reader.corpus,
-            "split": split,
-            "file": writer.path.name,
-            "rows": writer.rows,
-            "bytes": size,
-            "sha256": digest,
-            "rows_sha256": hashlib.sha256(lines.encode()).hexdigest(),
-            "code": code,
-            "config": dict(options.config) | {"geometry": options.geometry.metadata()},
-            "exclusions": left_out,
-            "duplicates": _duplicates(rows),
-            "shared_between_splits": {"count": len(shared), "pairs": shared[:MAX_LISTED_OVERLAPS]},
-            "cases": rows,
-        }
-    return manifests
-
-
-def _duplicates(rows: list[dict[str, Any]]) -> list[list[str]]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        groups[row["image_sha256"]].append(row["image_id"])
-    return [names for names in groups.values() if len(names) > 1]
-
-
-def _publish(writers: Mapping[str, ArrowFileWriter], manifests: Mapping[Path, dict[str, Any]]) -> None:
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in manifests}
-    try:
-        for path, content in manifests.items():
-            with temporaries[path].open("w", encoding="utf-8") as handle:
-                json.dump(content, handle, indent=1, sort_keys=True)
-                _sync_and_close(handle)
-        for writer in writers.values():
-            writer.publish()
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
-    sync_directory(next(iter(manifests)).parent)
-
-
-def _sync_and_close(handle: Any) -> None:
-    handle.flush()
-    os.fsync(handle.fileno())
-    handle.close()
-
-
-def _check_free_space(reader: Reader, cases: list[Case], options: PackOptions) -> None:
-    depth, height, width = options.geometry.size
-    voxel_bytes = 1 if reader.window == "grey8" else 2
-    needed = sum(len(case.splits) for case in cases) * depth * height * width * voxel_bytes
-    free = shutil.disk_usage(options.out).free
-    if needed > free:
-        raise EnvironmentProblem(
-            f"{options.out} has {free / 2**30:.1f} GiB free, the rows need {needed / 2**30:.1f} GiB",
-            "free some space or choose another --out",
-        )
-
-
-def _commit() -> str:
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return answer.stdout.strip()

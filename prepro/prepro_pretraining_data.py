@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("prepro").setLevel(logging.INFO)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers are the parallelism
     started = time.monotonic()
     from prepro.job import run

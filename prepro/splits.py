@@ -137,7 +137,7 @@ def refuse_overlaps(pairs: list[str], what: str, listing: Path | None = None) ->
             listing.parent.mkdir(parents=True, exist_ok=True)
             listing.write_text("".join(f"{pair}\n" for pair in pairs), encoding="utf-8")
             shown += f"; all of them in {listing}"
-    remedy = "repair the split lists, or use --split-protocol reference to pack anyway"
+    remedy = "repair the split lists, --exclude one of each, or use --split-protocol reference to pack anyway"
     raise DataError(f"{len(pairs)} {what} in more than one split: {shown}", remedy)
 
 

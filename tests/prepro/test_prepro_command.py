@@ -60,6 +60,7 @@ def test_runs_from_any_folder_and_ends_with_one_json_line(download: Path, tmp_pa
     names = {path.name for path in (tmp_path / "out").iterdir()}
     splits = ("train", "val", "test")
     wanted = {f"clm_ct_rate_{split}{end}" for split in splits for end in (".arrow", ".manifest.json")}
+    wanted.add("clm_ct_rate.manifest.json")
     assert names == wanted
     assert "scan/s" in done.stderr
 
@@ -176,7 +177,7 @@ def test_killed_run_leaves_no_file_under_a_final_name(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "ct_rate", "--root", str(root), "--out", str(out), "--workers", "1"]
     process = subprocess.Popen(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (out.exists() and list(out.glob(".*train*.tmp"))) and time.monotonic() < deadline:
+    while not (out.exists() and list(out.glob(".*train*.partial"))) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
