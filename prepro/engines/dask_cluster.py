@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -167,11 +168,11 @@ class _Crowd:
         from distributed import KilledWorker
 
         try:
-            return self._result(started)
+            return _with_paths_as_given(self._result(started), case)
         except KilledWorker:
             self._wait_until_idle()
         try:
-            return self._result(self.submit(case))
+            return _with_paths_as_given(self._result(self.submit(case)), case)
         except KilledWorker:
             return killed_failure(case)
 
@@ -212,6 +213,14 @@ class _Crowd:
         except TimeoutError as problem:
             message = f"the Dask scheduler at {self._address} has had no worker for {FIRST_WORKER_S} s"
             raise error(message, f"start some: dask worker {self._address} --nthreads 1") from problem
+
+
+def _with_paths_as_given(result: PackedImage | Failure, case: Case) -> PackedImage | Failure:
+    """Undo in a message that paths were made absolute for the journey, so that manifests do not tell the engine."""
+    if not isinstance(result, Failure) or not case.source or case.source[0].is_absolute():
+        return result
+    here = f"{Path.cwd()}{os.sep}"
+    return replace(result, message=result.message.replace(here, ""), path=result.path.replace(here, ""))
 
 
 def _find_code() -> Callable[[str], str]:
