@@ -119,8 +119,8 @@ def _summary(values: np.ndarray) -> dict[str, float]:
     return {
         "total": int(values.sum()),
         "mean": mean,
-        "median": float(median),
-        "p95": float(high),
+        "median": round(float(median), 2),
+        "p95": round(float(high), 2),
         "max": int(values.max()),
     }
 
