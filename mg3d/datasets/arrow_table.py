@@ -1,4 +1,7 @@
-"""Rows of packed Arrow files through memory maps: opened lazily in each process, checked, never copied."""
+"""Rows of packed Arrow files through memory maps: opened lazily in each process, checked, never copied.
+
+Files with compressed buffers (``store=native``) are read alike: Arrow decompresses a row when it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ class ArrowTable:
     def row(self, index: int) -> dict[str, Any]:
         """Return one row: ``image`` as a read-only array ``[D, H, W]`` over the mapped file, other columns as values.
 
-        In the published layout ``image`` is a list of encoded slices, or None where the file holds no pixels.
+        Where the file is compressed, ``image`` is an array of its own. In the published layout ``image`` is a list of encoded slices, or None where the file holds no pixels.
 
         Raises:
             IndexError: no such row.
@@ -94,7 +97,8 @@ class ArrowTable:
 
     def _values(self, name: str) -> Iterator[Any]:
         for file, ends in enumerate(self._batch_ends):
-            reader = self._reader(file)
+            # a reader of this column alone: no other one is decompressed
+            reader = _open(self.paths[file], [self._reader(file).schema.get_field_index(name)])
             for number in range(len(ends)):
                 yield from reader.get_batch(number).column(name).to_pylist()
 
@@ -154,7 +158,7 @@ class ArrowTable:
         return row
 
 
-def _open(path: str) -> pa.ipc.RecordBatchFileReader:
+def _open(path: str, columns: list[int] | None = None) -> pa.ipc.RecordBatchFileReader:
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         near = sorted(name for name in os.listdir(folder) if name.endswith(".arrow")) if os.path.isdir(folder) else []
@@ -164,7 +168,9 @@ def _open(path: str) -> pa.ipc.RecordBatchFileReader:
     if size == 0:
         raise DataError("the file is empty (0 bytes)", _REPACK, path=path)
     try:
-        return pa.ipc.open_file(pa.memory_map(path), options=pa.ipc.IpcReadOptions(use_threads=False))
+        return pa.ipc.open_file(
+            pa.memory_map(path), options=pa.ipc.IpcReadOptions(use_threads=False, included_fields=columns)
+        )
     except (pa.ArrowException, OSError) as error:
         with open(path, "rb") as handle:
             head = handle.read(6)

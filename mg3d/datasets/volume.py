@@ -105,15 +105,6 @@ def resize_trilinear(volume: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return out[0, 0].numpy()
 
 
-def crop_and_resize(
-    volume_dhw: np.ndarray,
-    crop_fractions: Sequence[float] = CROP_FRACTIONS_DHW,
-    size: Sequence[int] = PRETRAIN_SIZE_DHW,
-) -> np.ndarray:
-    """Centre crop, then trilinear resize: ``[D, H, W]`` of any dtype -> float32 ``size`` (values keep their unit)."""
-    return resize_trilinear(centre_crop(volume_dhw, crop_fractions), size)
-
-
 def resampled_size(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> tuple[int, ...]:
     """Number of voxels per axis after resampling, truncated as in the published code (at least one)."""
     return tuple(max(int(n * (s / t)), 1) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))

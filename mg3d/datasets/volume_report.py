@@ -21,7 +21,7 @@ from mg3d.datasets.published_pixels import decode_slices, load_npz
 from mg3d.datasets.report_text import FragmentSeparator, ReportEncoding, clean_text, encode_report
 from mg3d.datasets.seeding import sample_generator, sample_seed
 from mg3d.datasets.transforms import VolumeTransform, create_transform
-from mg3d.datasets.volume import PRETRAIN_SIZE_DHW, to_unit_range
+from mg3d.datasets.volume import PRETRAIN_SIZE_DHW, centre_crop, to_unit_range
 from mg3d.errors import DataError
 
 BadSamplePolicy = Literal["raise", "skip"]
@@ -143,7 +143,7 @@ class VolumeReportDataset(torch.utils.data.Dataset):
         self.first_row = first_row
         self.fixed_draws = fixed_draws
         self.transform: VolumeTransform = create_transform(transform_keys, size_dhw)
-        self._native = _is_native(table)
+        self._crop_fractions = _native_crop(table)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -205,12 +205,20 @@ class VolumeReportDataset(torch.utils.data.Dataset):
         rng = sample_generator(self.seed, epoch, place, "transform")
         image = values["image"]
         if isinstance(image, np.ndarray):
-            volume = self.transform(to_unit_range(image), rng, native=self._native)
+            volume = self.transform(to_unit_range(self._cropped(image, values)), rng)
         elif image is None:
             volume = self.transform(load_npz(values["image_id"], self.image_root, self.size_dhw), rng)
         else:
             volume = self.transform(decode_slices(image, values["image_id"], self.size_dhw), rng)
         return torch.from_numpy(np.ascontiguousarray(volume))[:, None]
+
+    def _cropped(self, image: np.ndarray, values: dict[str, Any]) -> np.ndarray:
+        if self._crop_fractions is None:
+            return image
+        try:
+            return centre_crop(image, self._crop_fractions)
+        except ValueError as problem:
+            raise DataError(str(problem), "leave the scan out", case_id=values["image_id"]) from problem
 
     def _report(self, values: dict[str, Any], place: int, epoch: int) -> ReportEncoding:
         fragments: dict[str, list[str]] = {"findings_sen": [], "impression_sen": []}
@@ -243,9 +251,10 @@ def _labels(values: dict[str, Any]) -> torch.Tensor:
     return torch.tensor(labels, dtype=torch.int8)
 
 
-def _is_native(table: ArrowTable) -> bool:
+def _native_crop(table: ArrowTable) -> tuple[float, ...] | None:
+    """Centre crop that rows of whole volumes (``store=native``) still need; None where they hold the crop."""
     geometry = json.loads(table.metadata.get("mg3d.geometry", "{}"))
-    return geometry.get("store") == "native"
+    return tuple(geometry["crop_fractions"]) if geometry.get("store") == "native" else None
 
 
 class ConcatReports(torch.utils.data.Dataset):

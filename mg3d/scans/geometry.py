@@ -25,8 +25,6 @@ from mg3d.errors import DataError
 MAX_TILT_DEGREES = 1.0
 MAX_RESAMPLED_GROWTH = 8
 ORIENTATION_MODES = ("canonical", "snap")
-STORES = ("crop", "native")
-TYPICAL_EXTENT_MM = (320.0, 360.0, 360.0)  # of a chest CT; for estimates only
 ROW_PADDING = 16  # float32 values, a cache line: rows of 2^n bytes would be slow to transpose
 PLANES_AT_ONCE = 32  # of 16-bit voxels stored side by side along depth: a cache line each
 WHOLE = (1.0, 1.0, 1.0)
@@ -48,13 +46,6 @@ class Geometry:
     target_spacing_mm: tuple[float, float, float] | None = TARGET_SPACING_MM
     crop_fractions: tuple[float, float, float] = CROP_FRACTIONS_DHW
     store: str = "crop"
-
-    def typical_voxels(self) -> int:
-        """Voxels of a row, for estimates of disk space; exact unless ``native``."""
-        if self.store != "native":
-            return int(np.prod(self.size))
-        spacing = self.target_spacing_mm or TARGET_SPACING_MM
-        return int(np.prod(np.divide(TYPICAL_EXTENT_MM, spacing)))
 
     def metadata(self) -> dict[str, Any]:
         """Plain values for the Arrow schema and the manifest."""

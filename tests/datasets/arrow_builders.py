@@ -59,10 +59,19 @@ def row_batch(
     return make_row_batch(schema, **values)
 
 
-def write_arrow(path: Path, count: int, *, first: int = 0, schema: pa.Schema | None = None, **changes: Any) -> Path:
+def write_arrow(
+    path: Path,
+    count: int,
+    *,
+    first: int = 0,
+    schema: pa.Schema | None = None,
+    compression: str | None = None,
+    **changes: Any,
+) -> Path:
     schema = schema or make_schema(geometry=GEOMETRY)
+    options = pa.ipc.IpcWriteOptions(compression=compression)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:
         for number in range(first, first + count):
             writer.write_batch(row_batch(schema, number, **changes))
     return path

@@ -14,7 +14,7 @@ from PIL import Image
 from mg3d.datasets.arrow_schema import make_schema
 from mg3d.datasets.arrow_table import ArrowTable
 from mg3d.datasets.transforms import create_transform
-from mg3d.datasets.volume import crop_and_resize, ct_rate_online_crop_resize, ctrg_stack, to_unit_range
+from mg3d.datasets.volume import ct_rate_online_crop_resize, ctrg_stack, to_unit_range
 from mg3d.datasets.volume_report import ConcatReports, SampleIndex, VolumeReportDataset
 from mg3d.errors import DataError
 
@@ -93,13 +93,8 @@ def test_labels_unknown_when_the_corpus_has_none(tmp_path: Path) -> None:
     assert dataset(write_arrow(tmp_path / "a.arrow", 2, labels=[]))[0].labels.tolist() == [-1] * 18
 
 
-def test_other_sizes_are_resized_and_native_rows_cropped(tmp_path: Path, packed: Path) -> None:
+def test_other_sizes_are_resized(packed: Path) -> None:
     assert dataset(packed, size_dhw=(4, 4, 4))[0].image.shape == (4, 1, 4, 4)
-    native = make_schema(geometry={**GEOMETRY, "store": "native"})
-    image = volume(1, (20, 24, 16))
-    path = write_arrow(tmp_path / "native.arrow", 2, schema=native, image=image)
-    out = dataset(path, size_dhw=(8, 8, 8))[0].image[:, 0].numpy()
-    np.testing.assert_allclose(out, crop_and_resize(to_unit_range(image), size=(8, 8, 8)), atol=1e-6)
 
 
 def test_bad_rows_raise_or_are_replaced_in_a_fixed_way(packed: Path) -> None:

@@ -14,7 +14,7 @@ from mg3d.datasets.transforms.volume_resized_crop import VolumeResizedCrop
 class VolumeTransform(Protocol):
     """Maps a unit-range volume to the size the model takes."""
 
-    def __call__(self, unit_DHW: np.ndarray, rng: np.random.Generator, *, native: bool = False) -> np.ndarray:
+    def __call__(self, unit_DHW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return float32 ``[D, H, W]``."""
 
 

@@ -23,9 +23,9 @@ class VolumeResizedCrop:
     def __init__(self, size_dhw: Sequence[int]) -> None:
         self.clip = Clip(size_dhw)
 
-    def __call__(self, unit_DHW: np.ndarray, rng: np.random.Generator, *, native: bool = False) -> np.ndarray:
+    def __call__(self, unit_DHW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return float32 ``[D, H, W]``; arguments as in :class:`Clip`, ``rng`` draws the box."""
-        clipped = self.clip(unit_DHW, rng, native=native)
+        clipped = self.clip(unit_DHW, rng)
         scale = rng.uniform(*SCALE_RANGE)
         box = [max(round(size * scale), 1) for size in clipped.shape]
         starts = [int(rng.integers(size - part + 1)) for size, part in zip(clipped.shape, box, strict=True)]
