@@ -64,7 +64,8 @@ class ArrowTable:
     def row(self, index: int) -> dict[str, Any]:
         """Return one row: ``image`` as a read-only array ``[D, H, W]`` over the mapped file, other columns as values.
 
-        Where the file is compressed, ``image`` is an array of its own. In the published layout ``image`` is a list of encoded slices, or None where the file holds no pixels.
+        Where the file is compressed, ``image`` is an array of its own. In the published layout it is a list of
+        encoded slices, or None where the file holds no pixels.
 
         Raises:
             IndexError: no such row.

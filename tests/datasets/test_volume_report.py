@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from arrow_builders import GEOMETRY, SHAPE_DHW, tokenizer, volume, write_arrow
+from arrow_builders import SHAPE_DHW, tokenizer, volume, write_arrow
 from PIL import Image
 
-from mg3d.datasets.arrow_schema import make_schema
 from mg3d.datasets.arrow_table import ArrowTable
 from mg3d.datasets.transforms import create_transform
 from mg3d.datasets.volume import ct_rate_online_crop_resize, ctrg_stack, to_unit_range
