@@ -51,21 +51,24 @@ class Timing:
         return {name: min(getattr(each, kind) for each in found) for name, found in timings.items()}
 
 
-def run_fresh(module: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def run_fresh(module: str, options: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Run a benchmark subject in a new process, with the allocator and thread defaults that a training run sets.
 
     Args:
         module: of this folder; prints one JSON object as its last line.
         options: handed over as ``--key value``; ``threads`` above 0 also sets the thread variables.
+        variables: of the environment, in place of those defaults.
 
     Raises:
         SystemExit: the process failed; its messages are on the error stream.
     """
+    if variables is None:
+        variables = missing_defaults(os.environ, options.get("threads", 0))
     arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{module}", *arguments],
         cwd=ROOT,
-        env={**os.environ, **missing_defaults(os.environ, options.get("threads", 0))},
+        env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         text=True,
         check=False,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
+from mg3d.mim_cells import cell_grid, random_cells
 from mg3d.models.language_encoders import BertTextEncoder
-from mg3d.models.masking import random_cell_mask
 from mg3d.models.network import MG3DNetwork, NetworkOptions
 from mg3d.models.objectives import weighted_total
 from mg3d.models.optimization import build_optimizer_and_scheduler
@@ -79,6 +79,7 @@ def make_batch(sizes: Sizes, studies: int) -> dict[str, Tensor]:
     lone = torch.randint(FIRST_WORD, sizes.vocab, (studies, sizes.sentences, words // sizes.sentences + 2))
     lone[..., 0], lone[..., -1] = CLS, SEP
     d, h, w = sizes.volume
+    hidden = [torch.from_numpy(random_cells(study, cell_grid(sizes.volume, 16), 0.5)) for study in range(studies)]
     return {
         "image": torch.rand(studies, d, 1, h, w),
         "text_ids": ids,
@@ -90,7 +91,7 @@ def make_batch(sizes: Sizes, studies: int) -> dict[str, Tensor]:
         "sen_txt_masks": torch.ones_like(lone),
         "sentence_mask": torch.ones(studies, sizes.sentences, dtype=torch.bool),
         "has_text": torch.ones(studies, dtype=torch.bool),
-        "mim_mask": torch.stack([random_cell_mask(sizes.volume) for _ in range(studies)]),
+        "mim_mask": torch.stack(hidden),
         "index": torch.arange(studies),
     }
 
