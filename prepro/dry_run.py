@@ -8,6 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from mg3d.scans.geometry import Geometry
 from prepro.disk import ROW_OVERHEAD, estimated_row_bytes
 from prepro.engines import Failure
@@ -17,8 +20,6 @@ from prepro.splits import SPLITS
 
 SAMPLED_SCANS = 5
 MAX_SHOWN_REASONS = 20
-NATIVE_COMPRESSION = 0.6
-"""Size of zstd-compressed int16 chest CT against the raw voxels, measured on real volumes."""
 
 
 def dry_run(
@@ -39,7 +40,7 @@ def dry_run(
     rows = {split: sum(split in case.splits for case in cases) for split in SPLITS}
     reasons = Counter(item.reason for item in exclusions)
     sample = cases[:: max(1, -(-len(cases) // SAMPLED_SCANS))]
-    seconds, row_bytes, failed = _time_sample(reader, sample)
+    seconds, row_bytes, failed = _time_sample(reader, sample, compressed=geometry.store == "native")
     row_bytes = row_bytes or estimated_row_bytes(geometry, reader.window)
     scans = sum(rows.values())
     figures = {
@@ -53,22 +54,26 @@ def dry_run(
         "seconds_per_scan": round(seconds, 3),
         "workers": workers,
         "estimated_hours": round(scans * seconds / workers / 3600, 3),
-        "estimated_gib": round(scans * row_bytes / 2**30, 3),
+        "estimated_bytes": scans * row_bytes,
     }
     _show(figures)
     return figures
 
 
-def _time_sample(reader: Reader, sample: Sequence[Case]) -> tuple[float, int, int]:
+def _time_sample(reader: Reader, sample: Sequence[Case], compressed: bool) -> tuple[float, int, int]:
     """Seconds per scan, bytes per row (0 if no scan could be read) and the number of unreadable scans."""
     started = time.perf_counter()
     results = []
     for case in sample:
         result = load_case(reader, case)
-        results.append(0 if isinstance(result, Failure) else result.voxels.nbytes)
+        results.append(0 if isinstance(result, Failure) else _stored_bytes(result.voxels, compressed))
     seconds = (time.perf_counter() - started) / max(1, len(sample))
     sizes = [size for size in results if size]
     return seconds, (sum(sizes) // len(sizes) + ROW_OVERHEAD) if sizes else 0, len(results) - len(sizes)
+
+
+def _stored_bytes(voxels: np.ndarray, compressed: bool) -> int:
+    return pa.compress(np.ascontiguousarray(voxels).data, codec="zstd").size if compressed else voxels.nbytes
 
 
 def _show(figures: dict[str, Any]) -> None:
@@ -79,7 +84,7 @@ def _show(figures: dict[str, Any]) -> None:
         f"{figures['sampled']} scans read: {figures['seconds_per_scan']:g} s each, {figures['failed']} unreadable"
     )
     lines.append(
-        f"about {figures['estimated_hours']:g} h with {figures['workers']} workers, {figures['estimated_gib']:g} GiB of"
-        " arrows; nothing was written"
+        f"about {figures['estimated_hours']:g} h with {figures['workers']} workers, "
+        f"{figures['estimated_bytes'] / 2**30:.3g} GiB of arrows; nothing was written"
     )
     sys.stderr.write("\n".join(lines) + "\n")

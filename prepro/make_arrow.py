@@ -220,9 +220,10 @@ class _Run:
 
     def _finish_complete(self) -> None:
         while self._open and not self._open[0].remaining:
-            writer = self._open.popleft()
+            writer = self._open[0]
             more = {"corpus": self._corpus, "code": code_version(), "config": self._options.settings()}
             self._heads[writer.shard] = writer.finish(more)
+            self._open.popleft()
 
     def _row(self, case: Case, split: str, packed: PackedImage) -> pa.RecordBatch:
         cut = FRAGMENT_RULES[self._options.fragments]
