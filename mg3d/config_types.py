@@ -166,7 +166,7 @@ def check_value(name: str, value: Any, field: dataclasses.Field[Any], hint: Any)
     if not fits or odd:
         near = ""
         if choices is not None:
-            near = suggest(odd[0], [str(choice) for choice in choices]) if odd else ""
+            near = suggest(odd[0], [str(choice).rstrip("_*") for choice in choices]) if odd else ""
             near = f"[{near}]" if near and isinstance(converted, tuple) else near
         elif isinstance(value, str) and hint is bool:
             near = suggest(value, ["True", "False"])

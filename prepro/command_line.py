@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     ctrg = commands.add_parser("ctrg", help="CTRG-Chest: slice images or NIfTI volumes with an annotation JSON")
     own = commands.add_parser("own", help="your own scans: one CSV that names volumes and reports")
     for command in (ct_rate, ctrg, own):
-        _add_data_arguments(command)
+        _add_data_arguments(command, root_needed=command is not own)
         _add_geometry_arguments(command)
         _add_text_arguments(command)
         _add_run_arguments(command)
@@ -46,9 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data_arguments(command: argparse.ArgumentParser) -> None:
+def _add_data_arguments(command: argparse.ArgumentParser, root_needed: bool) -> None:
     add = command.add_argument_group("data").add_argument
-    add("--root", type=Path, required=True, help="folder of the download")
+    add("--root", type=Path, required=root_needed, help="folder of the download; for own data the table's by default")
     add("--out", type=Path, required=True, help="folder of the arrows and manifests; made if absent")
     add("--exclude", type=Path, metavar="FILE", help="scans to leave out: text or CSV, one id or file name a line")
     add("--split-protocol", choices=("clean", "reference"), default="clean", help="see data/README.md")

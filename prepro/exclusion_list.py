@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from prepro.readers.tables import decode_text, find_separator, strip_suffix
 
 REASON = "on the exclusion list"
 MAX_NOTED = 20
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ def apply_exclusion_list(found: CaseList, listed: ExclusionList) -> CaseList:
         if not fitting and name != listed.header:
             unknown.append(name)
         dropped |= image_ids
+    if unknown:
+        logger.warning(
+            "%d of %d names on the exclusion list fit no scan: %s ...", len(unknown), len(listed.names), unknown[0]
+        )
     out = [Exclusion(case.image_id, str(case.source[0]), REASON) for case in found.cases if case.image_id in dropped]
     notes = {"names": len(listed.names), "excluded": len(out), "unknown": len(unknown)}
     return replace(

@@ -14,7 +14,7 @@ from prepro.dry_run import dry_run
 from prepro.engines import create_engine
 from prepro.exclusion_list import apply_exclusion_list, read_exclusion_list
 from prepro.make_arrow import PackOptions, PackSummary, pack
-from prepro.publish import leak_list
+from prepro.publish import MAX_LISTED_OVERLAPS, leak_list
 from prepro.readers.base import Reader
 from prepro.tokens import make_counter
 
@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         MG3DError: bad input, or a run that broke down.
     """
+    if options.root is None:
+        options.root = options.table.parent
     if not options.root.is_dir():
         raise DataError("folder not found", "give the root of the download", path=str(options.root))
     geometry = make_geometry(options)
@@ -64,6 +66,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     exclusions = found.exclusions + unused
     if options.dry_run:
         return dry_run(reader, cases, exclusions, geometry, options.workers or automatic_workers(len(cases)))
+    patients_shared = {"count": len(patients), "pairs": patients[:MAX_LISTED_OVERLAPS]}
     recorded = {key: _plain(value) for key, value in vars(options).items() if key not in RUN_ONLY}
     pack_options = PackOptions(
         out=options.out,
@@ -78,7 +81,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         counter=counter,
         max_text_len=options.max_text_len,
         row_config={key: value for key, value in recorded.items() if key not in DATA_SET_ONLY},
-        about={"config": recorded, "notes": found.notes, "patients_in_two_splits": len(patients)},
+        about={"config": recorded, "notes": found.notes, "patients_in_two_splits": patients_shared},
     )
     return _summary(options.out, reader.corpus, pack(reader, cases, exclusions, pack_options), len(exclusions))
 

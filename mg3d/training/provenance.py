@@ -89,7 +89,8 @@ def arrow_digest(path: Path) -> dict[str, Any]:
 def data_manifest(data_root: str | Path, datasets: Sequence[str]) -> dict[str, Any]:
     """Digest of every Arrow file of the named datasets, and of the manifest that the packer wrote beside them."""
     root = Path(data_root)
-    files = sorted(path for key in datasets for path in root.glob(f"{key}_*.arrow"))
+    splits = ("train", "val", "test")
+    files = sorted(path for key in datasets for s in splits for path in root.glob(f"{key}_{s}*.arrow"))
     found: dict[str, Any] = {path.name: arrow_digest(path) for path in files}
     for path in sorted(root.glob("*manifest*.json")):
         found[path.name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

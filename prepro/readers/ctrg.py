@@ -95,10 +95,10 @@ class CtrgReader:
             content = json.loads(text)
         except FileNotFoundError:
             raise DataError("annotation not found", "give --annotation JSON", path=str(path)) from None
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise DataError(f"not readable as JSON ({problem})", "download it again", path=str(path)) from problem
         groups = content if isinstance(content, dict) else {"": content}
-        entries = [(split, entry) for split, group in groups.items() for entry in group if isinstance(group, list)]
+        entries = [(split, entry) for split, group in groups.items() if isinstance(group, list) for entry in group]
         if not entries or not all(isinstance(entry, dict) for _, entry in entries):
             remedy = "expected {train, val, test} lists of {id, report, result, image_path}, or one list"
             raise DataError("annotation holds no list of entries", remedy, path=str(path))
