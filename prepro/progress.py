@@ -14,17 +14,19 @@ class Progress:
     """Rate, remaining time and failures of a run.
 
     Args:
-        total: scans to process.
+        total: scans to process, or bytes.
         name: what is packed.
+        unit: ``scan``, or ``B`` to count bytes with :meth:`advance`.
     """
 
-    def __init__(self, total: int, name: str) -> None:
+    def __init__(self, total: int, name: str, unit: str = "scan") -> None:
         terminal = sys.stderr.isatty()
         self._failed = 0
         self._bar = tqdm(
             total=total,
             desc=name,
-            unit="scan",
+            unit=unit,
+            unit_scale=unit == "B",
             file=sys.stderr if terminal else _Lines(),
             mininterval=0.1 if terminal else LINE_EVERY_S,
             maxinterval=10 if terminal else 2 * LINE_EVERY_S,
@@ -51,6 +53,14 @@ class Progress:
         self._failed += failed
         self._bar.set_postfix(failed=self._failed, refresh=False)
         self._bar.update()
+
+    def advance(self, amount: int) -> None:
+        """Count bytes.
+
+        Args:
+            amount: how many more.
+        """
+        self._bar.update(amount)
 
     def close(self) -> None:
         """Write the last state."""

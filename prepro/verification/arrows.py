@@ -18,7 +18,7 @@ import pyarrow as pa
 from mg3d.datasets.arrow_table import ArrowTable
 from mg3d.errors import DataError
 from prepro.verification.file_digest import Advance, FileDigest, ignore_progress
-from prepro.verification.findings import Finding, finding
+from prepro.verification.findings import Finding, bare_message, finding
 from prepro.verification.manifests import Comparison, read_manifest
 from prepro.verification.rows import FileContext, check_row, is_empty_report
 
@@ -88,7 +88,7 @@ def check_arrow(path: Path, advance: Advance = ignore_progress) -> ArrowResult:
         _check_content(path, manifest, result, advance)
     except DataError as problem:
         code = _unreadable_code(problem, manifest)
-        message = problem.message if code == "no_rows_expected" else problem.message + _expected(manifest)
+        message = bare_message(problem) + ("" if code == "no_rows_expected" else _expected(manifest))
         result.findings.append(finding(code, message, path=str(path), remedy=problem.remedy))
     except OSError as problem:
         result.findings.append(finding("file_unreadable", f"reading fails ({problem})", path=str(path)))
@@ -164,7 +164,7 @@ def _packed_rows(table: ArrowTable, digest: FileDigest, result: ArrowResult) -> 
 def _damaged(problem: DataError, path: str, number: int) -> Finding:
     _, _, name = problem.path.partition(f"row {number} (")
     return finding(
-        "row_damaged", problem.message, path=path, row=number, case=name.removesuffix(")"), remedy=problem.remedy
+        "row_damaged", bare_message(problem), path=path, row=number, case=name.removesuffix(")"), remedy=problem.remedy
     )
 
 

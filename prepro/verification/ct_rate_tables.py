@@ -18,7 +18,7 @@ from prepro.readers.ct_rate import (
     table_paths,
 )
 from prepro.readers.tables import Table, read_table, strip_suffix
-from prepro.verification.findings import Finding, finding
+from prepro.verification.findings import Finding, bare_message, finding
 
 
 def check_ct_rate_tables(reader: CtRateReader, found: CaseList) -> list[Finding]:
@@ -50,8 +50,8 @@ def _read(path: Path, columns: Iterable[str], problems: list[Finding]) -> Table 
     try:
         table = read_table(path, columns)
     except (DataError, OSError) as problem:
-        message, remedy = getattr(problem, "message", str(problem)), getattr(problem, "remedy", "")
-        problems.append(finding("tree_unreadable", message, path=str(path), remedy=remedy))
+        remedy = getattr(problem, "remedy", "")
+        problems.append(finding("tree_unreadable", bare_message(problem), path=str(path), remedy=remedy))
         return None
     for row in table.not_utf8:
         problems.append(finding("table_not_utf8", "read as Windows Latin-1", path=str(path), row=row))

@@ -166,3 +166,14 @@ def finding(
     """
     kind = KINDS[code]
     return Finding(code, message, path, row, case, remedy or kind.remedy, severity or kind.severity)
+
+
+def bare_message(problem: Exception, path: str = "") -> str:
+    """Return the message of an error without the place in front: a finding has its own.
+
+    Args:
+        problem: any error.
+        path: the place, where the error does not carry it.
+    """
+    message = getattr(problem, "message", "") or f"{type(problem).__name__}: {problem}"
+    return message.removeprefix(f"{getattr(problem, 'path', '') or path}: ")

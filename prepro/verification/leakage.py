@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from prepro.verification.findings import Finding, Severity, finding
+
+PUBLISHED: Final = "published splits share them; pack with --split-protocol clean to keep them apart"
 
 
 class Member(NamedTuple):
@@ -50,8 +52,14 @@ def compare(members: Sequence[Member]) -> list[Finding]:
         ("study_in_two_splits", (((m.corpus, m.study), m) for m in members if m.study)),
         ("content_in_two_splits", ((m.content, m) for m in members if m.content)),
     ):
-        found += [_shared(code, key, places) for key, places in _groups(keyed) if len(places) > 1]
+        found += [_shared(code, key, places) for key, places in _groups(keyed) if _is_leak(code, places)]
     return found
+
+
+def _is_leak(code: str, places: dict[str, Member]) -> bool:
+    """Whether a key is in two splits; one and the same scan in both counts once, for its patient."""
+    names = {member.image_id for member in places.values()}
+    return len(places) > 1 and (len(names) > 1 or code == "patient_in_two_splits")
 
 
 def _groups(keyed: Iterable[tuple[Hashable, Member]]) -> Iterator[tuple[Hashable, dict[str, Member]]]:
@@ -68,7 +76,8 @@ def _shared(code: str, key: Hashable, places: dict[str, Member]) -> Finding:
     severity: Severity | None = None if any(member.clean for member in places.values()) else "note"
     first = min(places.values())
     message = f"{name}: {shown}" if name else shown
-    return finding(code, message, path=first.path, case=first.image_id, severity=severity)
+    remedy = PUBLISHED if severity else ""
+    return finding(code, message, path=first.path, case=first.image_id, severity=severity, remedy=remedy)
 
 
 def _duplicates(members: Sequence[Member]) -> Iterator[Finding]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from prepro.manifest import manifest_name
 from prepro.verification.findings import Finding, finding
 
-SUFFIX: Final = ".manifest.json"
 CASE_KEYS: Final = ("image_id", "patient_id", "image_sha256", "row_crc32", "source_sha256")
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 NEEDED: Final = {"rows": int, "bytes": int, "sha256": str, "cases": list}
@@ -20,7 +20,7 @@ NEEDED: Final = {"rows": int, "bytes": int, "sha256": str, "cases": list}
 
 def manifest_path(arrow: Path) -> Path:
     """Return the place of a packed file's manifest."""
-    return arrow.with_suffix(SUFFIX)
+    return arrow.with_name(manifest_name(arrow.name))
 
 
 def read_manifest(arrow: Path) -> tuple[dict[str, Any] | None, list[Finding]]:

@@ -10,10 +10,11 @@ from typing import Final
 from mg3d.datasets.arrow_files import find_arrow_files
 from mg3d.datasets.arrow_schema import SPLITS
 from mg3d.errors import DataError
+from prepro.manifest import SUFFIX, read_head
 from prepro.verification.arrows import FILE_NAME, ArrowResult
-from prepro.verification.findings import Finding, finding
+from prepro.verification.findings import Finding, bare_message, finding
 from prepro.verification.leakage import Member, compare
-from prepro.verification.manifests import SUFFIX
+from prepro.verification.manifests import manifest_path
 
 LEFTOVERS: Final = ("*.partial", "*.tmp", "*.journal.jsonl")
 
@@ -45,13 +46,37 @@ def check_names(folder: Path) -> Iterator[Finding]:
             try:
                 find_arrow_files(folder, corpus, split)
             except DataError as problem:
-                yield finding("missing_shard", problem.message, path=str(folder), remedy=problem.remedy)
+                yield finding("missing_shard", bare_message(problem), path=str(folder), remedy=problem.remedy)
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         name = path.name.removesuffix(SUFFIX) + ".arrow"
         if FILE_NAME.fullmatch(name) and not path.with_name(name).exists():
             yield finding("orphan_manifest", f"{name} is not there", path=str(path))
+    yield from _data_set_problems(folder)
     for path in sorted({path for pattern in LEFTOVERS for path in folder.glob(f".*{pattern[1:]}")}):
         yield finding("unfinished_run", path.name, path=str(path))
+
+
+def _data_set_problems(folder: Path) -> Iterator[Finding]:
+    """Compare the files with the lists the packer left: one manifest per corpus names all its files."""
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        if FILE_NAME.fullmatch(path.name.removesuffix(SUFFIX) + ".arrow"):
+            continue
+        try:
+            listed = {item["file"]: item["sha256"] for item in (read_head(path) or {})["files"]}
+        except (KeyError, TypeError):
+            yield finding("manifest_unreadable", "not the list of a corpus' files", path=str(path))
+            continue
+        for name, sha256 in listed.items():
+            arrow = folder / name
+            if not arrow.exists():
+                yield finding("missing_shard", f"{name} is listed and not there", path=str(path))
+            elif (read_head(manifest_path(arrow)) or {}).get("sha256", sha256) != sha256:
+                yield finding("manifest_differs", f"{name} is not of this packing", path=str(path))
+        corpus = path.name.removesuffix(SUFFIX)
+        for arrow in arrow_files(folder):
+            match = FILE_NAME.fullmatch(arrow.name)
+            if match and match["corpus"] == corpus and arrow.name not in listed:
+                yield finding("manifest_differs", f"{arrow.name} is not of this packing", path=str(path))
 
 
 def check_together(results: Sequence[ArrowResult]) -> list[Finding]:

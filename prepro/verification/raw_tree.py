@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Final
-
-from tqdm import tqdm
 
 from mg3d.errors import MG3DError
 from mg3d.scans.geometry import Geometry
@@ -19,11 +18,12 @@ from prepro import splits
 from prepro.engines import Engine, Failure, load_in_order
 from prepro.exclusion_list import REASON as EXCLUDED
 from prepro.exclusion_list import apply_exclusion_list, read_exclusion_list
+from prepro.progress import Progress
 from prepro.readers.base import Case, CaseList, PackedImage, Reader
 from prepro.readers.ct_rate import CtRateReader
 from prepro.verification.arrows import CT_RATE_NAME
 from prepro.verification.ct_rate_tables import check_ct_rate_tables
-from prepro.verification.findings import Finding, finding
+from prepro.verification.findings import Finding, bare_message, finding
 from prepro.verification.leakage import Member, compare
 from prepro.verification.report import Report
 
@@ -125,8 +125,7 @@ def _new(found: Iterable[Finding], known: Iterable[Finding]) -> list[Finding]:
 
 def _unlisted(problem: Exception, reader: Reader) -> Finding:
     path = getattr(problem, "path", "") or str(getattr(reader, "root", ""))
-    message = getattr(problem, "message", "") or f"{type(problem).__name__}: {problem}"
-    return finding("tree_unreadable", message, path=path, remedy=getattr(problem, "remedy", ""))
+    return finding("tree_unreadable", bare_message(problem), path=path, remedy=getattr(problem, "remedy", ""))
 
 
 def _left_out(found: CaseList) -> Iterator[Finding]:
@@ -169,21 +168,17 @@ def _empty_files(cases: Iterable[Case]) -> Iterator[Finding]:
 
 
 def _read_all(reader: Reader, cases: list[Case], engine: Engine, tally: _Tally) -> Iterator[Finding]:
-    bad = 0
-    with tqdm(total=len(cases), desc=reader.corpus, unit="scan", dynamic_ncols=True) as bar:
+    with closing(Progress(len(cases), reader.corpus)) as bar:
         for case, result in load_in_order(Probe(reader), cases, engine):
             if isinstance(result, Failure):
-                bad += 1
-                yield finding(
-                    "scan_unreadable", result.message, path=result.path, case=case.image_id, remedy=result.remedy
-                )
+                message = result.message.removeprefix(f"{result.path}: ")
+                yield finding("scan_unreadable", message, path=result.path, case=case.image_id, remedy=result.remedy)
             else:
                 yield from _odd(case, result.warnings)
                 tally.contents[case.image_id] = result.record["content"]
                 if "rescale" in result.record:
                     tally.rescale.setdefault(str(result.record["rescale"]), []).append(case.image_id)
-            bar.set_postfix(bad=bad, refresh=False)
-            bar.update()
+            bar.step(failed=isinstance(result, Failure))
 
 
 def _odd(case: Case, warnings: Iterable[str]) -> Iterator[Finding]:

@@ -6,13 +6,14 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
 from prepro.verification.findings import KINDS, SEVERITIES, Finding, Severity
 
 MAX_SHOWN: Final = 10
-TITLES: Final = {"error": "ERRORS: mend before training", "warning": "WARNINGS: look at them", "note": "NOTES"}
+TITLES: Final = {"error": "ERRORS: mend them", "warning": "WARNINGS: look at them", "note": "NOTES"}
 
 
 @dataclass
@@ -45,7 +46,13 @@ class Report:
 
     def text(self) -> str:
         """Return the findings for a reader: by severity, then by kind, each kind with its mend, long lists cut."""
-        return "\n".join(line for severity in SEVERITIES for line in self._section(severity))
+        lines = [line for severity in SEVERITIES for line in self._section(severity)]
+        return "\n".join([*lines, self._verdict()])
+
+    def _verdict(self) -> str:
+        what = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self.checked.items() if count)
+        found = ", ".join(f"{self.count(severity)} {severity}s" for severity in SEVERITIES if self.count(severity))
+        return f"checked {what or 'nothing'}: {found or 'nothing wrong'}"
 
     def _section(self, severity: Severity) -> Iterator[str]:
         kinds: dict[tuple[str, str], list[Finding]] = defaultdict(list)
@@ -61,17 +68,24 @@ class Report:
 
 
 def _lines(items: Sequence[Finding]) -> Iterator[str]:
-    previous = ""
-    for item in items[:MAX_SHOWN]:
-        if item.path != previous and item.path:
-            yield f"    {item.path}"
-        previous = item.path
-        row = f"row {item.row}" if item.row >= 0 else ""
-        named = item.case if item.case and item.case not in item.message else ""
-        place = " ".join(part for part in (row, named) if part)
-        yield f"      {place}: {item.message}" if place else f"      {item.message}"
+    for path, group in groupby(items[:MAX_SHOWN], key=lambda item: item.path):
+        lines = [_line(item) for item in group]
+        if len(lines) == 1 or not path:
+            yield from (f"    {path}: {line}" if path else f"    {line}" for line in lines)
+        else:
+            yield f"    {path}"
+            yield from (f"      {line}" for line in lines)
     if len(items) > MAX_SHOWN:
-        yield f"      and {len(items) - MAX_SHOWN} more (--json FILE lists all)"
+        yield f"    and {len(items) - MAX_SHOWN} more (--json FILE lists all)"
+
+
+def _line(item: Finding) -> str:
+    known = item.path + item.message
+    parts = [f"row {item.row}" if item.row >= 0 else "", item.case if item.case not in known else ""]
+    place = " ".join(part for part in parts if part)
+    if item.message == item.path or not item.message:
+        return place
+    return f"{place}: {item.message}" if place else item.message
 
 
 def write_json(report: Report, path: Path, exit_code: int, paths: list[str]) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from tqdm import tqdm
 
 from mg3d.errors import MG3DError
 from prepro.engines import Engine, Failure, create_engine, load_in_order
 from prepro.job import automatic_workers
+from prepro.progress import Progress
 from prepro.readers.base import Case, CaseList, PackedImage
 from prepro.verification.arrows import ArrowResult, check_arrow
 from prepro.verification.file_digest import Advance, ignore_progress
-from prepro.verification.findings import finding
+from prepro.verification.findings import bare_message, finding
 from prepro.verification.packed_folder import check_names, check_together
 from prepro.verification.raw_tree import TreeOptions, check_tree
 from prepro.verification.report import Report
@@ -80,7 +81,7 @@ def _check_arrows(paths: Sequence[Path], workers: int, report: Report) -> None:
     sizes = {path: path.stat().st_size for path in paths}
     wanted = workers or automatic_workers(len(paths) * sum(sizes.values()) // BYTES_WORTH_A_WORKER)
     results = []
-    with tqdm(total=sum(sizes.values()), desc="arrows", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+    with closing(Progress(sum(sizes.values()), "arrows", "B")) as bar:
         for path, result in _results(paths, min(wanted, len(paths)), bar):
             if isinstance(result, Failure):
                 report.findings.append(finding("file_unreadable", result.message, path=str(path)))
@@ -93,14 +94,14 @@ def _check_arrows(paths: Sequence[Path], workers: int, report: Report) -> None:
     report.checked["empty_reports"] += sum(result.empty_reports for result in results)
 
 
-def _results(paths: Sequence[Path], workers: int, bar: tqdm) -> Iterator[tuple[Path, ArrowResult | Failure]]:
+def _results(paths: Sequence[Path], workers: int, bar: Progress) -> Iterator[tuple[Path, ArrowResult | Failure]]:
     cases = [Case(path.name, "", "", (path,), "", "") for path in paths]
     engine = create_engine(workers)
-    reader = ArrowReader(bar.update) if workers <= 1 else ArrowReader()
+    reader = ArrowReader(bar.advance) if workers <= 1 else ArrowReader()
     for case, result in load_in_order(reader, cases, engine):
         path = case.source[0]
         if workers > 1:
-            bar.update(path.stat().st_size)
+            bar.advance(path.stat().st_size)
         yield path, result if isinstance(result, Failure) else result.record["result"]
 
 
@@ -109,7 +110,7 @@ def _check_tree(packing: argparse.Namespace, options: argparse.Namespace, report
         reader = reader_of(packing)
     except MG3DError as problem:
         report.findings.append(
-            finding("tree_unreadable", problem.message, path=str(packing.root), remedy=problem.remedy)
+            finding("tree_unreadable", bare_message(problem), path=str(packing.root), remedy=problem.remedy)
         )
         return
     tree = TreeOptions(packing.split_protocol, packing.seed, packing.val_fraction, packing.exclude, options.quick)
