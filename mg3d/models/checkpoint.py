@@ -33,12 +33,15 @@ from mg3d.models.weights_file import (
 __all__ = [
     "METADATA_KEY",
     "CoverageReport",
+    "check_coverage",
+    "check_dtypes",
     "check_merging",
     "check_resumable",
     "describe_weights",
     "load_checkpoint",
     "load_state_file",
     "load_weights",
+    "match_tensors",
     "merging_order",
     "read_weights_file",
     "save_weights",
@@ -72,7 +75,8 @@ class CoverageReport:
         encoder_total: entries of the module's image encoder (of the module, if it has none).
         encoder_loaded: how many of them received a tensor.
         family: layout of the file, see :mod:`mg3d.models.weight_maps`.
-        patch_merging: order the file's Swin encoder was trained with; empty for other encoders.
+        has_merging: the file holds patch-merging layers.
+        patch_merging: order in which these were trained; empty if there are none.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -84,6 +88,7 @@ class CoverageReport:
     encoder_total: int = 0
     encoder_loaded: int = 0
     family: str = "unknown"
+    has_merging: bool = False
     patch_merging: str = ""
 
     @property
@@ -157,15 +162,12 @@ def load_weights(
         CheckpointError: unreadable file, other patch-merging order, other dtype, or too little of the encoder covered.
     """
     file = read_weights_file(path)
-    translation = translate(file.tensors)
     target = module.state_dict()
-    assigned, report = _assign(file.tensors, translation, target)
-    if any(".downsample.reduction." in name for name in translation.names):
+    assigned, report = match_tensors(file.tensors, target)
+    if report.has_merging:
         report.patch_merging = check_merging(merging_order(module), stored_merging(file, patch_merging, path), path)
-    _check_dtypes(assigned, target, path, cast)
-    _count_encoder(report, target)
-    if report.encoder_fraction < min_encoder_fraction and not allow_partial:
-        raise _too_little(report, path)
+    check_dtypes(assigned, {name: value.dtype for name, value in target.items()}, path, cast=cast)
+    check_coverage(report, path, 0.0 if allow_partial else min_encoder_fraction)
     module.load_state_dict(assigned, strict=False)
     logger.info("%s: %s", path, report)
     _warn_learned_sums(module, report)
@@ -207,7 +209,8 @@ def _check_same_tensors(stored: Mapping[str, Tensor], target: Mapping[str, Tenso
         raise CheckpointError(
             f"{place} does not fit: {len(absent)} tensors missing, {len(unknown)} unknown, first {first}", _RESUME_MEND
         )
-    _check_dtypes(stored, target, place, cast=False)
+    known = {name: value for name, value in stored.items() if name in target}
+    check_dtypes(known, {name: target[name].dtype for name in known}, place)
 
 
 def merging_order(module: nn.Module) -> str | None:
@@ -263,16 +266,27 @@ def check_merging(wanted: str | None, stored: str, path: str | os.PathLike[str])
     return stored
 
 
-def _check_dtypes(
-    assigned: Mapping[str, Tensor], target: Mapping[str, Tensor], path: str | os.PathLike[str], cast: bool
+def check_dtypes(
+    found: Mapping[str, Tensor], wanted: Mapping[str, torch.dtype], path: str | os.PathLike[str], *, cast: bool = False
 ) -> None:
-    wrong = [name for name, value in assigned.items() if not _fits(value.dtype, target[name].dtype, cast)]
+    """Refuse tensors whose dtype is not the wanted one: half precision lost digits, quantised numbers mean others.
+
+    Args:
+        found: name -> tensor of the file.
+        wanted: name -> dtype in the model; float32 also fits models of lower precision.
+        path: name of the file, for the message.
+        cast: any floating-point dtype fits any other.
+
+    Raises:
+        CheckpointError: a dtype does not fit.
+    """
+    wrong = [name for name, value in found.items() if not _fits(value.dtype, wanted[name], cast)]
     if wrong:
-        found, wanted = assigned[wrong[0]].dtype, target[wrong[0]].dtype
+        dtype = found[wrong[0]].dtype
         raise CheckpointError(
-            f"{path} holds {len(wrong)} tensors of another dtype: {wrong[0]} is {found}, expected {wanted}",
-            "use the full-precision file, or convert it: python tools/convert_meter_weights.py FILE OUT --cast-float32"
-            if found.is_floating_point
+            f"{path} holds {len(wrong)} tensors of another dtype: {wrong[0]} is {dtype}, expected {wanted[wrong[0]]}",
+            "use the full-precision file, or python tools/convert_meter_weights.py FILE OUT --to mg3d --cast-float32"
+            if dtype.is_floating_point
             else "use the file that was saved before quantisation",
         )
 
@@ -283,11 +297,18 @@ def _fits(found: torch.dtype, wanted: torch.dtype, cast: bool) -> bool:
     return cast and found.is_floating_point and wanted.is_floating_point
 
 
-def _too_little(report: CoverageReport, path: str | os.PathLike[str]) -> CheckpointError:
+def check_coverage(report: CoverageReport, path: str | os.PathLike[str], least: float = 0.95) -> None:
+    """Refuse a file that covers too little of the encoder.
+
+    Raises:
+        CheckpointError: the covered share is below ``least``; the message holds the report.
+    """
+    if report.encoder_fraction >= least:
+        return
     mend = "choose the encoder and sizes the file was made with, or load with allow_partial"
     if report.family in TWO_DIMENSIONAL_FAMILIES:
         mend = "a 2-D file gives text and fusion parts only: load with allow_partial to take just these"
-    return CheckpointError(
+    raise CheckpointError(
         f"{path} covers only {report.encoder_loaded} of {report.encoder_total} entries of the encoder\n{report}", mend
     )
 
@@ -306,6 +327,25 @@ def _candidates(name: str) -> Iterable[str]:
     rest = next((name[len(prefix) :] for prefix in ENCODER_PREFIXES if name.startswith(prefix)), name)
     for prefix in ("", *ENCODER_PREFIXES):
         yield prefix + rest
+
+
+def match_tensors(
+    source: Mapping[str, Tensor], target: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], CoverageReport]:
+    """Find the place of every entry of a file in a state dict.
+
+    Args:
+        source: name -> tensor of the file, outer prefixes removed.
+        target: state dict of the module; only names and shapes are used.
+
+    Returns:
+        name in the target -> tensor of the file, and the report.
+    """
+    translation = translate(source)
+    assigned, report = _assign(source, translation, target)
+    report.has_merging = any(".downsample.reduction." in name for name in translation.names)
+    _count_encoder(report, target)
+    return assigned, report
 
 
 def _assign(

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from mg3d.models.vision_encoders.base import VisionEncoder
-from mg3d.models.vision_encoders.registry import VISION_ENCODERS, create_vision_encoder
+from mg3d.models.vision_encoders.registry import VISION_ENCODERS, create_vision_encoder, encoder_from_metadata
 
-__all__ = ["VISION_ENCODERS", "VisionEncoder", "create_vision_encoder"]
+__all__ = ["VISION_ENCODERS", "VisionEncoder", "create_vision_encoder", "encoder_from_metadata"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -47,7 +48,7 @@ def create_vision_encoder(
         raise UnknownEncoderError(*_explain("vision_encoder", name, list(VISION_ENCODERS)))
     module_name, builder = VISION_ENCODERS[name]
     module = import_module(module_name)
-    accepted = list(inspect.signature(getattr(module, _ENCODER_CLASS[module_name]).__init__).parameters)[1:]
+    accepted = _options_of(module_name)
     for option in options:
         if option not in accepted or option == "name":
             names = [each for each in accepted if each not in ("name", "patch_merging", "gradient_checkpointing")]
@@ -55,6 +56,35 @@ def create_vision_encoder(
     return getattr(module, builder)(
         patch_merging=patch_merging, gradient_checkpointing=gradient_checkpointing, **options
     )
+
+
+def encoder_from_metadata(metadata: Mapping[str, Any]) -> VisionEncoder:
+    """Build the image encoder that a description stands for.
+
+    Args:
+        metadata: what an encoder's ``metadata()`` returned; keys that follow from the others are ignored.
+
+    Returns:
+        The encoder, randomly initialised.
+
+    Raises:
+        UnknownEncoderError: the described encoder does not exist here.
+        ValueError: sizes that do not fit together.
+    """
+    name = str(metadata.get("name"))
+    if name not in VISION_ENCODERS:
+        raise UnknownEncoderError(*_explain("vision_encoder", name, list(VISION_ENCODERS)))
+    accepted = _options_of(VISION_ENCODERS[name][0])
+    options = {key: value for key, value in metadata.items() if key in accepted and key != "name"}
+    if "proj_dims" in metadata:
+        hidden, out = metadata["proj_dims"] or (0, 0)
+        options |= {"proj_hidden_dim": hidden, "proj_out_dim": out}
+    return create_vision_encoder(name, **options)
+
+
+def _options_of(module_name: str) -> list[str]:
+    encoder_class = getattr(import_module(module_name), _ENCODER_CLASS[module_name])
+    return list(inspect.signature(encoder_class.__init__).parameters)[1:]
 
 
 def _explain(what: str, given: str, valid: list[str]) -> tuple[str, str]:
