@@ -63,7 +63,10 @@ def measure_scaling(run: Subject) -> dict[str, Any]:
             f"{workers} worker(s)      {', '.join(f'{each:.2f}' for each in seconds)} s for {found['volumes']} studies"
         )
     best = {workers: min(seconds) for workers, seconds in found["seconds"].items()}
-    return {"scaling_2_workers": round(best["1"] / best["2"], 3), "rows_per_s_2_workers": found["volumes"] / best["2"]}
+    return {
+        "scaling_2_workers": round(best["1"] / best["2"], 3),
+        "rows_per_s_2_workers": round(found["volumes"] / best["2"], 2),
+    }
 
 
 def measure_native(run: Subject) -> dict[str, Any]:
