@@ -19,6 +19,7 @@ from mg3d.datasets.arrow_table import ArrowTable
 from mg3d.datasets.collate import PretrainCollator
 from mg3d.datasets.volume_report import ConcatReports, VolumeReportDataset
 from mg3d.datasets.whole_word_mask import WholeWordMasker
+from mg3d.mim_cells import cell_grid, reference_cells
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,11 +99,10 @@ class MG3DDataModule(pl.LightningDataModule):
         """
         cfg = self.cfg
         if cfg.mim_mask_mode == "batch_reference" and cfg.loss_names["swin_unetr_mim"] > 0 and "mim_mask" not in batch:
-            from mg3d.models.masking import reference_cell_mask
-
             count, depth, _, height, width = batch["image"].shape
-            cells = reference_cell_mask((depth, height, width), cfg.mim_window, cfg.mim_mask_ratio)
-            batch["mim_mask"] = (cells != 0).expand(count, *cells.shape)
+            grid = cell_grid((depth, height, width), cfg.mim_window)
+            cells = torch.from_numpy(reference_cells(grid, cfg.mim_mask_ratio))
+            batch["mim_mask"] = cells.expand(count, *cells.shape)
         return batch
 
     def _processes(self) -> dict[str, int]:

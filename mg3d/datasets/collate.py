@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mg3d.datasets.mim_cells import cell_grid, random_cells
 from mg3d.datasets.report_text import ReportEncoding
 from mg3d.datasets.volume_report import VolumeReportSample
 from mg3d.datasets.whole_word_mask import IGNORED, WholeWordMasker
+from mg3d.mim_cells import cell_grid, random_cells
 
 
 def pad_stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

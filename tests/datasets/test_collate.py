@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from mg3d.datasets.arrow_table import ArrowTable
 from mg3d.datasets.collate import PretrainCollator, collate_reports, mask_reference, pad_stack
-from mg3d.datasets.mim_cells import cell_grid, random_cells
 from mg3d.datasets.report_text import encode_report, wordpiece_tokenizer_from_vocab
 from mg3d.datasets.seeding import sample_seed
 from mg3d.datasets.volume_report import VolumeReportDataset
 from mg3d.datasets.whole_word_mask import WholeWordMasker
+from mg3d.mim_cells import cell_grid, random_cells
 
 TOKENIZER = tokenizer()
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
+from mg3d.mim_cells import cell_grid, random_cells, reference_cells
 from mg3d.models.language_encoders import BertTextEncoder
-from mg3d.models.masking import random_cell_mask, reference_cell_mask
 from mg3d.models.network import MG3DNetwork
 from mg3d.models.options import NetworkOptions
 from mg3d.models.vision_encoders import create_vision_encoder
@@ -53,6 +53,11 @@ def _volumes(count: int, rng: torch.Generator) -> Tensor:
     return (0.9 * smooth + 0.1 * torch.rand(smooth.shape, generator=rng)).transpose(1, 2)
 
 
+def hidden_cells(seed: int) -> Tensor:
+    """Half of the cells of one volume, hidden."""
+    return torch.from_numpy(random_cells(seed, cell_grid(VOLUME, 16), 0.5))
+
+
 def tiny_batch(counts: tuple[int, ...] = (3, 1, 5), seed: int = 0, false_images: int = 0) -> dict[str, Any]:
     """Random batch in the layout of the collate function; a count of 0 is an empty report."""
     rng = torch.Generator().manual_seed(seed)
@@ -82,7 +87,7 @@ def tiny_batch(counts: tuple[int, ...] = (3, 1, 5), seed: int = 0, false_images:
         "sen_txt_masks": (sen_ids != 0).long(),
         "sentence_mask": torch.arange(slots)[None] < torch.tensor(counts)[:, None],
         "has_text": torch.tensor(counts) > 0,
-        "mim_mask": torch.stack([random_cell_mask(VOLUME, generator=rng) for _ in counts]),
+        "mim_mask": torch.stack([hidden_cells(seed + study) for study in range(studies)]),
         "index": torch.arange(studies),
         "image_id": [f"study{b}" for b in range(studies)],
     }
@@ -125,9 +130,8 @@ class RecordedStep:
             ids[study, slot, : len(value)] = value
             masks[study, slot, : len(value)] = 1
         mask = self.config["mask"]
-        cells = reference_cell_mask(
-            self.config["image_dhw"], mask["window"], mask["ratio"], np.random.RandomState(mask["numpy_seed"])
-        )
+        grid = cell_grid(self.config["image_dhw"], mask["window"])
+        cells = torch.from_numpy(reference_cells(grid, mask["ratio"], np.random.RandomState(mask["numpy_seed"])))
         image = batch.pop("image_u8").float() / 255
         lone_part = {"sen_txt_ids": ids, "sen_txt_masks": masks, "sentence_mask": masks.any(2)}
         return batch | lone_part | {"image": image, "mim_mask": cells.expand(studies, -1, -1, -1)}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.datasets.volume import to_unit_range
-from mg3d.models.masking import apply_mask, reference_cell_mask
+from mg3d.mim_cells import cell_grid, reference_cells
+from mg3d.models.masking import apply_mask
 from mg3d.models.vision_encoders.registry import create_vision_encoder
 from tools.golden.adapters.common import compare, loaded
 from tools.golden.bundle import Bundle
@@ -68,7 +69,7 @@ def _masked(bundle: Bundle, encoder: nn.Module, volume: Tensor) -> None:
     mask = bundle.config["mask"]
     window = mask["window"][0]
     generator = np.random.RandomState(mask["numpy_seed"])
-    cells = reference_cell_mask(volume.shape[2:], window, mask["ratio"], generator)
+    cells = torch.from_numpy(reference_cells(cell_grid(volume.shape[2:], window), mask["ratio"], generator))
     bundle.check("mask.cells", cells)
     for position, stage in enumerate(encoder.forward_features(apply_mask(volume, cells, window))):
         bundle.check(f"mask.x{position}", stage)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mg3d.mim_cells import cell_grid, reference_cells
 from mg3d.models.heads import ITCHead
 from mg3d.models.losses import (
     contrastive_loss,
@@ -16,7 +17,7 @@ from mg3d.models.losses import (
     sentence_alignment_loss,
     sentence_similarity_loss,
 )
-from mg3d.models.masking import apply_mask, cells_to_voxels, reference_cell_mask
+from mg3d.models.masking import apply_mask, cells_to_voxels
 from tools.golden.adapters.common import check_gradients, leaf, loaded, padded, sequence
 from tools.golden.bundle import Bundle
 
@@ -94,7 +95,7 @@ def masked_image(bundle: Bundle) -> None:
     config = bundle.config
     recon, target = leaf(bundle, "in.recon"), bundle.read("in.target_bdchw").transpose(1, 2)
     generator = np.random.RandomState(config["numpy_seed"])
-    cells = reference_cell_mask(config["dhw"], config["window"], config["ratio"], generator)
+    cells = torch.from_numpy(reference_cells(cell_grid(config["dhw"], config["window"]), config["ratio"], generator))
     voxels = cells_to_voxels(cells, config["dhw"], config["window"])
     bundle.check("in.mask", voxels)
     bundle.check("masked_image", apply_mask(target, cells, config["window"]))

@@ -11,9 +11,9 @@ from transformers import BertConfig, BertModel
 from mg3d.datasets.collate import collate_reports
 from mg3d.datasets.report_text import ReportEncoding, SentenceEncoding
 from mg3d.datasets.volume import to_unit_range
+from mg3d.mim_cells import cell_grid, reference_cells
 from mg3d.models.encoded_batch import EncodedBatch
 from mg3d.models.language_encoders import BertTextEncoder
-from mg3d.models.masking import reference_cell_mask
 from mg3d.models.network import MG3DNetwork
 from mg3d.models.objectives import create_objective, weighted_total
 from mg3d.models.optimization import build_optimizer, build_parameter_groups, parameter_group_index
@@ -87,7 +87,8 @@ def _report(bundle: Bundle, position: int) -> ReportEncoding:
 def _batch(bundle: Bundle) -> dict[str, Any]:
     mask = bundle.config["mask"]
     generator = np.random.RandomState(mask["numpy_seed"])
-    cells = reference_cell_mask(bundle.config["image_dhw"], mask["window"], mask["ratio"], generator)
+    grid = cell_grid(bundle.config["image_dhw"], mask["window"])
+    cells = torch.from_numpy(reference_cells(grid, mask["ratio"], generator))
     bundle.check("mim.mask_cells", cells)
     image = torch.from_numpy(to_unit_range(bundle.read("image_u8").numpy()))
     batch = collate_reports([_report(bundle, position) for position in range(len(image))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mg3d.models.masking import cell_grid, reference_cell_mask
+from mg3d.mim_cells import cell_grid, reference_cells
 from mg3d.models.optimization import schedule_factor
 from tools.golden.bundle import Bundle
 
@@ -15,9 +15,9 @@ def cell_masks(bundle: Bundle) -> None:
         for position, case in enumerate(entry.body):
             bundle.read_json(entry, *(f"{position}/{key}" for key in ("numpy_seed", "dhw", "ratio", "window")))
             generator = np.random.RandomState(case["numpy_seed"])
-            cells = reference_cell_mask(case["dhw"], case["window"], case["ratio"], generator)
-            bundle.check_json(entry, f"{position}/masked_cells", cells.flatten().nonzero().flatten().tolist())
             grid = cell_grid(case["dhw"], case["window"])
+            cells = reference_cells(grid, case["ratio"], generator)
+            bundle.check_json(entry, f"{position}/masked_cells", np.flatnonzero(cells).tolist())
             bundle.check_json(entry, f"{position}/num_cells", int(np.prod(grid)))
 
 
