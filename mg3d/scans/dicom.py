@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,9 +52,7 @@ def read_dicom_series(folder: Path, max_volume_gib: float = 4.0) -> RawVolume:
         stored_bytes = sum(item.path.stat().st_size for item in slices)
         shape = check_layout((*slices[0].size, len(slices)), dtype, stored_bytes, max_volume_gib, str(folder))
         affine, spacing_mm = _geometry(slices, folder, warnings)
-        voxels_zyx = np.empty(shape[::-1], dtype=dtype)
-        for plane, item in zip(voxels_zyx, slices, strict=True):
-            plane[:] = read_pixels(item)
+        voxels_zyx = _stack(slices, shape, dtype)
     in_hu = all(item.has_rescale for item in slices)
     if not in_hu:
         warnings.append("slices without rescale slope and intercept: their values are taken as stored")
@@ -155,6 +154,18 @@ def _check_steps(slices: Sequence[Slice], heights: np.ndarray, folder: Path) -> 
     if np.abs(steps - usual).max() > MAX_UNEVENNESS * usual:
         message = f"uneven slice distances of {steps.min():.2f} to {steps.max():.2f} mm"
         raise DataError(message, "resample the series to even slices first", path=str(folder))
+
+
+def _stack(slices: Sequence[Slice], shape: tuple[int, int, int], dtype: np.dtype[Any]) -> np.ndarray:
+    """Stack the slices; whole numbers of 32 bits, as GDCM gives for any intercept, are kept in 16 where they fit."""
+    narrow = np.iinfo(np.int16)
+    voxels_zyx = np.empty(shape[::-1], dtype=np.int16 if dtype.kind in "iu" else dtype)
+    for index, item in enumerate(slices):
+        pixels = read_pixels(item)
+        if voxels_zyx.dtype == np.int16 and not narrow.min <= pixels.min() <= pixels.max() <= narrow.max:
+            voxels_zyx = voxels_zyx.astype(dtype)
+        voxels_zyx[index] = pixels
+    return voxels_zyx
 
 
 def _normal(item: Slice) -> np.ndarray:

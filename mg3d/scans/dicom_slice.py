@@ -110,7 +110,7 @@ def read_pixels(item: Slice) -> np.ndarray:
         item: from :func:`read_slice`.
 
     Returns:
-        [rows, columns] in Hounsfield units; a view that lives as long as the array is used.
+        [rows, columns] in Hounsfield units.
 
     Raises:
         DataError: the pixels are damaged or cut short.
@@ -123,7 +123,7 @@ def read_pixels(item: Slice) -> np.ndarray:
     except RuntimeError as problem:
         message = f"pixels cannot be read ({last_words(problem)})"
         raise DataError(message, DOWNLOAD_AGAIN, path=str(item.path)) from None
-    return np.asarray(simple_itk().GetArrayFromImage(image)).reshape(item.size[1], item.size[0])
+    return np.reshape(simple_itk().GetArrayFromImage(image), item.size[::-1])
 
 
 def _text(header: Any, tag: str) -> str:
