@@ -25,7 +25,7 @@ from prepro.verification.rows import FileContext, check_row, is_empty_report
 FILE_NAME: Final = re.compile(r"(?P<corpus>.+)_(?P<split>train|val|test)(?:-\d{5}-of-\d{5})?\.arrow")
 CT_RATE_NAME: Final = re.compile(r"(?P<study>(?P<patient>[A-Za-z]+_\d+)_[A-Za-z]+)_\d+")
 VOLUME_SUFFIXES: Final = (".npz", ".gz", ".nii")
-RELEASE_BYTES: Final = 1 << 26
+RELEASE_BYTES: Final = 1 << 23
 
 
 class RowFacts(NamedTuple):

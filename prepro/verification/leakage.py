@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -57,16 +56,19 @@ def compare(members: Sequence[Member]) -> list[Finding]:
 
 
 def _is_leak(code: str, places: dict[str, Member]) -> bool:
-    """Whether a key is in two splits; one and the same scan in both counts once, for its patient."""
+    """One and the same scan in two splits counts once, for its patient."""
     names = {member.image_id for member in places.values()}
-    return len(places) > 1 and (len(names) > 1 or code == "patient_in_two_splits")
+    return len(names) > 1 or code == "patient_in_two_splits"
 
 
 def _groups(keyed: Iterable[tuple[Hashable, Member]]) -> Iterator[tuple[Hashable, dict[str, Member]]]:
-    """For every key the first member of each split it occurs in."""
-    groups: dict[Hashable, dict[str, Member]] = defaultdict(dict)
+    """For every key in several splits the first member of each."""
+    first: dict[Hashable, Member] = {}
+    groups: dict[Hashable, dict[str, Member]] = {}
     for key, member in keyed:
-        groups[key].setdefault(member.split, member)
+        known = first.setdefault(key, member)
+        if known.split != member.split:
+            groups.setdefault(key, {known.split: known}).setdefault(member.split, member)
     yield from groups.items()
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from prepro.manifest import manifest_name
+from prepro.manifest import iterate_cases, manifest_name, read_head
 from prepro.verification.findings import Finding, finding
 
-CASE_KEYS: Final = ("image_id", "patient_id", "image_sha256", "row_crc32", "source_sha256")
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 NEEDED: Final = {"rows": int, "bytes": int, "sha256": str, "cases": list}
 
@@ -23,8 +22,17 @@ def manifest_path(arrow: Path) -> Path:
     return arrow.with_name(manifest_name(arrow.name))
 
 
+class ListedCase(NamedTuple):
+    """What a manifest says of a row, as far as it is compared; ``sha256`` is that of the voxels."""
+
+    image_id: str
+    patient_id: str
+    row_crc32: int
+    sha256: str
+
+
 def read_manifest(arrow: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
-    """Read the manifest of a packed file; of its cases only what is compared is kept.
+    """Read the manifest of a packed file; its ``cases`` become :class:`ListedCase`.
 
     Args:
         arrow: the packed file.
@@ -33,29 +41,31 @@ def read_manifest(arrow: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
         the manifest, None when there is none or it cannot be used, and what is wrong with it.
     """
     path = manifest_path(arrow)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_trim_case)
-    except FileNotFoundError:
+    if not path.exists():
         return None, [finding("manifest_missing", f"{path.name} is not there", path=str(arrow))]
-    except (OSError, ValueError, RecursionError) as problem:
-        return None, [finding("manifest_unreadable", f"not readable as JSON ({problem})", path=str(path))]
-    wrong = _wrong_keys(content)
+    try:
+        content = _read(path)
+        wrong = [name for name, kind in NEEDED.items() if not isinstance(content.get(name), kind)]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as problem:
+        seen = f"not readable ({type(problem).__name__}: {problem})"
+        return None, [finding("manifest_unreadable", seen, path=str(path))]
     if wrong:
         return None, [finding("manifest_unreadable", f"lacks {', '.join(wrong)}", path=str(path))]
     return content, list(_inner_problems(content, arrow, path))
 
 
-def _trim_case(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: value[key] for key in CASE_KEYS if key in value} if "row_crc32" in value else value
+def _read(path: Path) -> dict[str, Any]:
+    """Read the cases one by one where the file is written so, or all of it."""
+    content = read_head(path) or {}
+    if "cases" not in content and all(name in content for name in NEEDED if name != "cases"):
+        return content | {"cases": [_listed(case) for case in iterate_cases(path)]}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content | {"cases": [_listed(case) for case in content["cases"]]}
 
 
-def _wrong_keys(content: Any) -> list[str]:
-    if not isinstance(content, dict):
-        return ["its keys"]
-    wrong = [name for name, kind in NEEDED.items() if not isinstance(content.get(name), kind)]
-    if not wrong and not all(isinstance(case, dict) and "row_crc32" in case for case in content["cases"]):
-        wrong = ["row_crc32 of a case"]
-    return wrong
+def _listed(case: Mapping[str, Any]) -> ListedCase:
+    voxels = str(case.get("image_sha256", ""))
+    return ListedCase(str(case["image_id"]), str(case["patient_id"]), int(case["row_crc32"]), voxels)
 
 
 def _inner_problems(content: Mapping[str, Any], arrow: Path, path: Path) -> Iterator[Finding]:
@@ -64,14 +74,16 @@ def _inner_problems(content: Mapping[str, Any], arrow: Path, path: Path) -> Iter
     if len(content["cases"]) != content["rows"]:
         seen = f"the manifest counts {content['rows']} rows and lists {len(content['cases'])}"
         yield finding("manifest_unreadable", seen, path=str(path))
-    if "rows_sha256" in content and content["rows_sha256"] != rows_digest(content["cases"]):
+    if "rows_sha256" in content and content["rows_sha256"] != _rows_digest(content["cases"]):
         yield finding("manifest_unreadable", "its list of rows does not fit its own digest", path=str(path))
 
 
-def rows_digest(cases: list[dict[str, Any]]) -> str:
+def _rows_digest(cases: Iterable[ListedCase]) -> str:
     """Digest of the rows' ids and checksums, as the packer writes it."""
-    lines = (f"{case.get('image_id')} {case.get('image_sha256')} {case['row_crc32']}\n" for case in cases)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for case in cases:
+        digest.update(f"{case.image_id} {case.sha256} {case.row_crc32}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass
@@ -105,16 +117,15 @@ class Comparison:
         """Compare one row with the case listed at its place; return the listed sha256 of its voxels if it agrees."""
         if self.manifest is None or number >= len(self.manifest["cases"]):
             return ""
-        case = self.manifest["cases"][number]
+        case: ListedCase = self.manifest["cases"][number]
         for name in ("image_id", "patient_id", "row_crc32"):
-            if name in case and case[name] != row[name]:
-                shown = f"{name} {row[name]!r}, the manifest says {case[name]!r}"
+            if name in row and getattr(case, name) != row[name]:
+                shown = f"{name} {row[name]!r}, the manifest says {getattr(case, name)!r}"
                 self.findings.append(
                     finding("row_differs", shown, path=self.path, row=number, case=str(row["image_id"]))
                 )
                 return ""
-        known = str(case.get("image_sha256", ""))
-        return known if SHA256.fullmatch(known) else ""
+        return case.sha256 if SHA256.fullmatch(case.sha256) else ""
 
     def digest(self, sha256: str) -> None:
         """Compare the digest of the whole file."""
