@@ -45,6 +45,7 @@ __all__ = [
     "merging_order",
     "read_weights_file",
     "save_weights",
+    "says_merging",
     "stored_merging",
     "write_sidecar",
 ]
@@ -187,7 +188,7 @@ def check_resumable(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     place = "the checkpoint to resume"
     metadata = checkpoint.get(METADATA_KEY) or {}
     check_format_version(metadata, place)
-    order = _order_in(metadata)
+    order = says_merging(metadata)
     if order:
         check_merging(merging_order(module), order, place)
     if "state_dict" in checkpoint:
@@ -224,7 +225,8 @@ def merging_order(module: nn.Module) -> str | None:
     return None
 
 
-def _order_in(metadata: Mapping[str, Any]) -> str | None:
+def says_merging(metadata: Mapping[str, Any]) -> str | None:
+    """Merging order in the description of a file; None if it does not say."""
     for place in (metadata, metadata.get("vision_encoder"), metadata.get("config")):
         if isinstance(place, Mapping) and isinstance(place.get("patch_merging"), str):
             return place["patch_merging"]
@@ -245,7 +247,7 @@ def stored_merging(file: WeightsFile, given: str | None = None, path: str | os.P
     Raises:
         CheckpointError: ``given`` contradicts the metadata.
     """
-    said = _order_in(file.metadata)
+    said = says_merging(file.metadata)
     if said and given and said != given:
         raise CheckpointError(f"{path} says patch_merging={said!r}, not {given!r}", f"leave out patch_merging={given}")
     return said or given or "legacy"

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.errors import CheckpointError
-from mg3d.models.checkpoint import CoverageReport, check_coverage, check_dtypes, match_tensors, stored_merging
+from mg3d.models.checkpoint import (
+    CoverageReport,
+    check_coverage,
+    check_dtypes,
+    match_tensors,
+    says_merging,
+    stored_merging,
+)
 from mg3d.models.vision_encoders import encoder_from_metadata
 from mg3d.models.weight_maps import CONSTANT_SUFFIXES, NEVER_CALLED, Translation, translate
 from mg3d.models.weight_shapes import ENCODER_PREFIX, infer_encoder, infer_network
@@ -36,11 +43,13 @@ class OwnWeights:
         tensors: name -> tensor; the image encoder under ``vision_encoder.``.
         metadata: description of the model, complete as far as the file and its shapes tell.
         report: what became of every entry of the file, with the encoder's entries as the target.
+        merging_assumed: the file holds merging layers and does not say their order.
     """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
     report: CoverageReport
+    merging_assumed: bool = False
 
 
 def read_own_weights(
@@ -78,7 +87,7 @@ def read_own_weights(
     report.patch_merging = metadata.get("patch_merging", "")
     check_coverage(report, path, 0.0 if allow_partial else 0.95)
     kept = {key: value for key, value in tensors.items() if key not in {name for name, _, _ in report.reshaped}}
-    return OwnWeights(kept, metadata, report)
+    return OwnWeights(kept, metadata, report, report.has_merging and not says_merging(file.metadata))
 
 
 def own_name(name: str, family: str) -> str | None:

@@ -1,0 +1,1 @@
+"""Work behind ``tools/convert_meter_weights.py``."""
