@@ -14,6 +14,7 @@ TOP_LEVEL = {"mg3d", "prepro", "data", "run_scripts", "tools", "downstream", "te
 PROJECT_FILES = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "pyproject.toml"}
 FORBIDDEN_IMPORTS = {
     "mg3d/datasets": ("mg3d.models", "mg3d.datamodules", "mg3d.config", "pytorch_lightning"),
+    "mg3d/datamodules": ("mg3d.models", "mg3d.training", "mg3d.evaluation"),
     "mg3d/models": ("mg3d.datasets", "mg3d.datamodules", "mg3d.training"),
     "mg3d/metrics": ("mg3d.models", "mg3d.datasets", "mg3d.datamodules", "mg3d.config"),
 }

@@ -31,23 +31,14 @@ class MG3DDataModule(pl.LightningDataModule):
 
     Args:
         cfg: the run's config.
-        tokenizer: the text encoder's tokenizer; created from ``cfg.tokenizer`` when not given.
+        tokenizer: the text encoder's tokenizer.
     """
 
-    def __init__(self, cfg: MG3DConfig, tokenizer: Any = None) -> None:
+    def __init__(self, cfg: MG3DConfig, tokenizer: Any) -> None:
         super().__init__()
         self.cfg = cfg
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._datasets: dict[str, ConcatReports] = {}
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer, created on first use."""
-        if self._tokenizer is None:
-            from mg3d.models.language_encoders.registry import create_tokenizer
-
-            self._tokenizer = create_tokenizer(self.cfg.tokenizer)
-        return self._tokenizer
 
     def setup(self, stage: str | None = None) -> None:
         """Open the files of the splits a stage needs, so that a missing or damaged one is known before the first step.

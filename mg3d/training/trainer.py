@@ -136,8 +136,9 @@ def _load_initial_weights(cfg: MG3DConfig, module: pl.LightningModule, run_dir: 
 def default_datamodule(cfg: MG3DConfig) -> pl.LightningDataModule:
     """Data of the pre-training task."""
     from mg3d.datamodules.pretraining import MG3DDataModule
+    from mg3d.models.language_encoders import create_tokenizer
 
-    return MG3DDataModule(cfg)
+    return MG3DDataModule(cfg, create_tokenizer(cfg.tokenizer))
 
 
 def default_module(cfg: MG3DConfig, num_training_steps: int) -> pl.LightningModule:
