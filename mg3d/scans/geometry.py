@@ -124,8 +124,16 @@ def _resample_tilted(
     matrix = inverse @ np.diag(spacing_lps)
     first = (low + high) / 2 - (shape - 1) / 2 * np.asarray(spacing_lps)
     offset = inverse @ (first - affine_lps[:3, 3])
+    # "constant" would lose a whole border slice to the fill for a rounding error of 1e-16
     return ndimage.affine_transform(
-        voxels_xyz, matrix, offset, output_shape=tuple(shape), output=np.float32, order=1, mode="constant", cval=fill
+        voxels_xyz,
+        matrix,
+        offset,
+        output_shape=tuple(shape),
+        output=np.float32,
+        order=1,
+        mode="grid-constant",
+        cval=fill,
     )
 
 
