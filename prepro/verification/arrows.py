@@ -121,7 +121,7 @@ def _check_content(path: Path, manifest: Mapping[str, Any] | None, result: Arrow
     if context.published:
         result.findings.append(finding("published_layout", "checks without checksums only", path=str(path)))
     with FileDigest(path, advance) as digest:
-        rows = _published_rows(path, digest) if context.published else _packed_rows(table, digest, result)
+        rows = _published_rows(path, digest) if context.published else _packed_rows(table, digest, result, comparison)
         for number, row in rows:
             result.findings.extend(check_row(row, number, context))
             same = comparison.row(number, row)
@@ -146,7 +146,9 @@ def _context(table: ArrowTable, manifest: Mapping[str, Any] | None, result: Arro
     )
 
 
-def _packed_rows(table: ArrowTable, digest: FileDigest, result: ArrowResult) -> Iterator[tuple[int, dict[str, Any]]]:
+def _packed_rows(
+    table: ArrowTable, digest: FileDigest, result: ArrowResult, comparison: Comparison
+) -> Iterator[tuple[int, dict[str, Any]]]:
     released = 0
     for number in range(len(table)):
         digest.read_to((number + 1) / len(table))
@@ -156,15 +158,16 @@ def _packed_rows(table: ArrowTable, digest: FileDigest, result: ArrowResult) -> 
         try:
             row = table.row(number)
         except DataError as problem:
-            result.findings.append(_damaged(problem, result.path, number))
+            result.findings.append(_damaged(problem, number, comparison))
             continue
         yield number, row
 
 
-def _damaged(problem: DataError, path: str, number: int) -> Finding:
+def _damaged(problem: DataError, number: int, comparison: Comparison) -> Finding:
     _, _, name = problem.path.partition(f"row {number} (")
+    case = comparison.listed_id(number) or name.removesuffix(")")
     return finding(
-        "row_damaged", bare_message(problem), path=path, row=number, case=name.removesuffix(")"), remedy=problem.remedy
+        "row_damaged", bare_message(problem), path=comparison.path, row=number, case=case, remedy=problem.remedy
     )
 
 

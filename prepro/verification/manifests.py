@@ -113,6 +113,12 @@ class Comparison:
         if self.manifest is not None and rows != self.manifest["rows"]:
             self._add("manifest_differs", f"{rows} rows, the manifest says {self.manifest['rows']}")
 
+    def listed_id(self, number: int) -> str:
+        """Image id that the manifest lists at a place, "" without one."""
+        if self.manifest is None or number >= len(self.manifest["cases"]):
+            return ""
+        return self.manifest["cases"][number].image_id
+
     def row(self, number: int, row: Mapping[str, Any]) -> str:
         """Compare one row with the case listed at its place; return the listed sha256 of its voxels if it agrees."""
         if self.manifest is None or number >= len(self.manifest["cases"]):

@@ -16,7 +16,7 @@ from prepro.verification.findings import Finding, bare_message, finding
 from prepro.verification.leakage import Member, compare
 from prepro.verification.manifests import manifest_path
 
-LEFTOVERS: Final = ("*.partial", "*.tmp", "*.journal.jsonl")
+LEFTOVERS: Final = (".*.partial", ".*.ready", ".*.tmp", ".*.journal.jsonl")
 
 
 def arrow_files(folder: Path) -> list[Path]:
@@ -24,15 +24,33 @@ def arrow_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("."))
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Return what a packing run that did not finish left in a folder."""
+    return sorted({path for pattern in LEFTOVERS for path in folder.glob(pattern)})
+
+
 def check_names(folder: Path) -> Iterator[Finding]:
     """Look for missing shards and splits, lone manifests and what an unfinished run left behind.
 
     Args:
-        folder: a folder with at least one packed file.
+        folder: a folder of packed files, perhaps unfinished ones only.
 
     Yields:
         what is missing.
     """
+    yield from _missing_files(folder)
+    yield from _data_set_problems(folder)
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        name = path.name.removesuffix(SUFFIX) + ".arrow"
+        match = FILE_NAME.fullmatch(name)
+        # with a list of the corpus' files the missing one was named already
+        if match and not (folder / name).exists() and not (folder / f"{match['corpus']}{SUFFIX}").exists():
+            yield finding("orphan_manifest", f"{name} is not there", path=str(path))
+    for path in leftovers(folder):
+        yield finding("unfinished_run", path.name, path=str(path))
+
+
+def _missing_files(folder: Path) -> Iterator[Finding]:
     present: dict[str, set[str]] = defaultdict(set)
     for path in arrow_files(folder):
         if match := FILE_NAME.fullmatch(path.name):
@@ -47,13 +65,6 @@ def check_names(folder: Path) -> Iterator[Finding]:
                 find_arrow_files(folder, corpus, split)
             except DataError as problem:
                 yield finding("missing_shard", bare_message(problem), path=str(folder), remedy=problem.remedy)
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        name = path.name.removesuffix(SUFFIX) + ".arrow"
-        if FILE_NAME.fullmatch(name) and not path.with_name(name).exists():
-            yield finding("orphan_manifest", f"{name} is not there", path=str(path))
-    yield from _data_set_problems(folder)
-    for path in sorted({path for pattern in LEFTOVERS for path in folder.glob(f".*{pattern[1:]}")}):
-        yield finding("unfinished_run", path.name, path=str(path))
 
 
 def _data_set_problems(folder: Path) -> Iterator[Finding]:

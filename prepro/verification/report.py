@@ -51,7 +51,8 @@ class Report:
 
     def _verdict(self) -> str:
         what = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self.checked.items() if count)
-        found = ", ".join(f"{self.count(severity)} {severity}s" for severity in SEVERITIES if self.count(severity))
+        counts = {severity: self.count(severity) for severity in SEVERITIES}
+        found = ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count)
         return f"checked {what or 'nothing'}: {found or 'nothing wrong'}"
 
     def _section(self, severity: Severity) -> Iterator[str]:
@@ -71,7 +72,7 @@ def _lines(items: Sequence[Finding]) -> Iterator[str]:
     for path, group in groupby(items[:MAX_SHOWN], key=lambda item: item.path):
         lines = [_line(item) for item in group]
         if len(lines) == 1 or not path:
-            yield from (f"    {path}: {line}" if path else f"    {line}" for line in lines)
+            yield from (f"    {': '.join(part for part in (path, line) if part)}" for line in lines)
         else:
             yield f"    {path}"
             yield from (f"      {line}" for line in lines)

@@ -14,7 +14,7 @@ from prepro.job import make_reader
 from prepro.readers.base import Case, Reader
 from prepro.readers.ct_rate import CtRateReader
 from prepro.verification.command import FORWARDED
-from prepro.verification.packed_folder import arrow_files
+from prepro.verification.packed_folder import arrow_files, leftovers
 from prepro.verification.raw_tree import PROBE_GEOMETRY
 
 
@@ -51,7 +51,7 @@ def sort_paths(paths: list[Path], options: argparse.Namespace) -> Sources:
             sources.missing.append(path)
         elif path.is_file() and path.suffix == ".arrow":
             _add_new(sources.arrows, [path])
-        elif path.is_dir() and arrow_files(path):
+        elif path.is_dir() and (arrow_files(path) or leftovers(path)):
             _add_new(sources.folders, [path])
             _add_new(sources.arrows, arrow_files(path))
         else:

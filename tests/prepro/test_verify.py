@@ -277,6 +277,12 @@ def test_leftovers_lone_manifests_and_other_settings(tmp_path: Path) -> None:
     assert code == 2 and codes(findings) == {"unfinished_run", "orphan_manifest", "metadata_differs"}
 
 
+def test_a_folder_with_an_unfinished_run_only(tmp_path: Path) -> None:
+    (tmp_path / ".clm_ct_rate_train.arrow.partial").write_bytes(b"ARROW1")
+    code, findings, _ = run_verify(tmp_path)
+    assert code == 0 and codes(findings) == {"unfinished_run"} and "run the packing command" in findings[0]["remedy"]
+
+
 def test_published_files_get_the_checks_that_apply(tmp_path: Path) -> None:
     lists = pa.list_(pa.string())
     text = {name: [["No nodule. "], ["nan"], ["No nodule. "]] for name in ("caption", "findings", "findings_sen")}
