@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny_network import enlarge, take, tiny_batch, tiny_network, total_loss
+from tiny_network import enlarge, take, tiny_batch, tiny_network
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,13 +21,20 @@ COUNTS = (3, 0, 5, 1)
 """Sentences per study; the ranks differ in reports with text, labelled words and longest report."""
 
 
+def total_and_accuracy(net: MG3DNetwork, batch: dict) -> tuple[Tensor, Tensor]:
+    """Unweighted sum of all objectives, and the share of masked words that are predicted."""
+    terms = net(batch)
+    losses = [found[f"{name}_loss"] for name, found in terms.items()]
+    return torch.stack(losses).sum(), terms["sen_mlm"]["accuracy"].detach()
+
+
 class Total(nn.Module):
     def __init__(self, net: MG3DNetwork) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, batch: dict) -> Tensor:
-        return total_loss(self.net, batch)
+    def forward(self, batch: dict) -> tuple[Tensor, Tensor]:
+        return total_and_accuracy(self.net, batch)
 
 
 def network(kind: str) -> MG3DNetwork:
@@ -41,10 +48,10 @@ def studies(seed: int) -> dict:
     return batch
 
 
-def result(net: MG3DNetwork, losses: list[Tensor]) -> dict[str, Tensor]:
+def result(net: MG3DNetwork, losses: list[Tensor], accuracies: list[Tensor]) -> dict[str, Tensor]:
     grads = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
     buffers = {name: value.float() for name, value in net.named_buffers() if "itc" in name or "xbm" in name}
-    return {"loss": torch.stack(losses).detach(), **grads, **buffers}
+    return {"loss": torch.stack(losses).detach(), "accuracy": torch.stack(accuracies), **grads, **buffers}
 
 
 def on_rank(rank: int, folder: str, kind: str) -> None:
@@ -54,15 +61,16 @@ def on_rank(rank: int, folder: str, kind: str) -> None:
     wrapped = DistributedDataParallel(Total(network(kind)), find_unused_parameters=True)
     size = len(COUNTS) // WORLD
     rows = list(range(rank * size, (rank + 1) * size))
-    losses = []
+    losses, accuracies = [], []
     for seed in (0, 1):  # the second step meets the memories that the first one filled
         wrapped.zero_grad()
-        loss = wrapped(take(studies(seed), rows))
+        loss, accuracy = wrapped(take(studies(seed), rows))
         loss.backward()
         mean = loss.detach() / WORLD
         dist.all_reduce(mean)
         losses.append(mean)
-    torch.save(result(wrapped.module.net, losses), f"{folder}/rank{rank}.pt")
+        accuracies.append(accuracy)
+    torch.save(result(wrapped.module.net, losses, accuracies), f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -70,13 +78,14 @@ def on_rank(rank: int, folder: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["none", "xbm"])
 def test_two_processes_equal_one_with_all_studies(tmp_path: Path, kind: str):
     mp.spawn(on_rank, args=(str(tmp_path), kind), nprocs=WORLD)
-    net, losses = network(kind), []
+    net, losses, accuracies = network(kind), [], []
     for seed in (0, 1):
         net.zero_grad()
-        loss = total_loss(net, studies(seed))
+        loss, accuracy = total_and_accuracy(net, studies(seed))
         loss.backward()
         losses.append(loss)
-    wanted = result(net, losses)
+        accuracies.append(accuracy)
+    wanted = result(net, losses, accuracies)
     for rank in range(WORLD):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         torch.testing.assert_close(found.pop("loss"), wanted["loss"], rtol=1e-5, atol=1e-5)

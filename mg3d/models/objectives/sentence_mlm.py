@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from mg3d.models.distributed import all_reduce_sum
 from mg3d.models.heads import SentenceMLMHead
 from mg3d.models.losses import IGNORE_LABEL, mlm_loss, sentence_alignment_loss
 from mg3d.models.options import NetworkOptions
@@ -41,7 +43,7 @@ class SentenceMLM:
         }
 
     def __call__(self, net: MG3DNetwork, encoded: EncodedBatch, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Terms ``sen_mlm_loss`` = ``mlm`` + ``sal``, and the accuracy over the labelled words."""
+        """Terms ``sen_mlm_loss`` = ``mlm`` + ``sal``, and the accuracy over the labelled words of all processes."""
         options = self.options
         text_BLC, _ = net.fuse_report(encoded.masked_text, encoded.image)
         transformed = net.mlm_head.transform(text_BLC)
@@ -60,7 +62,7 @@ class SentenceMLM:
             options.sal_detach_target,
             options.contrastive_gather,
         )
-        count = chosen.sum()
-        correct = (logits_MV.argmax(dim=-1) == labels_M).sum()
+        hits = torch.stack([(logits_MV.argmax(dim=-1) == labels_M).sum(), chosen.sum()])
+        correct, count = all_reduce_sum(hits)  # processes hold different numbers of words: no mean of means
         terms = {"sen_mlm_loss": mlm + sal, "mlm": mlm, "sal": sal}
-        return terms | {"accuracy": correct / count.clamp(min=1), "accuracy_count": count}
+        return terms | {"accuracy": correct / count.clamp(min=1), "accuracy_count": hits[1]}
