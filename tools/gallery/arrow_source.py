@@ -27,7 +27,7 @@ _RECORDED = {
     "stored_spacing_mm": "acquired spacing (z, y, x) mm",
     "slices": "acquired slices",
     "tilt_degrees": "tilt of the axes, degrees",
-    "rescale": "HU values",
+    "rescale": "slope and intercept",
     "orientation": "directions",
     "spacing": "spacing from",
 }

@@ -6,10 +6,11 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tqdm import tqdm
 
@@ -32,6 +33,8 @@ from tools.gallery.slices import (
 from tools.gallery.statistics import DatasetStatistics, summarise
 
 MARKER: Final = "gallery.json"
+# run lengths alone: a quarter of the time of the default, and smaller for pictures with noise
+PNG: Final[dict[str, Any]] = {"compress_level": 6, "compress_type": zlib.Z_RLE}
 UNREADABLE: Final = (MG3DError, OSError, ValueError, ArithmeticError, LookupError, MemoryError, TypeError)
 
 
@@ -173,9 +176,9 @@ def draw_pictures(voxels: Voxels, folder: Path, window: Window) -> StudyView:
     for pane in panes:
         for item in windows:
             strip = draw_strip(array, pane.plane, pane.positions, item, pane.size_px)
-            strip.save(folder / f"{pane.plane.name}-{item.key}.png")
-    draw_overview(array, spacing, shown).save(folder / "overview.png")
-    draw_thumbnail(array, spacing, shown).save(folder / "thumbnail.png")
+            strip.save(folder / f"{pane.plane.name}-{item.key}.png", **PNG)
+    draw_overview(array, spacing, shown).save(folder / "overview.png", **PNG)
+    draw_thumbnail(array, spacing, shown).save(folder / "thumbnail.png", **PNG)
     return StudyView(voxels, summarise(voxels), panes, windows, shown, folder.name, list(voxels.warnings))
 
 

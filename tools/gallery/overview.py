@@ -136,13 +136,13 @@ def _split_charts(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _text_charts(part: CorpusStatistics, exact: bool) -> list[dict[str, Any]]:
-    over = ("" if exact else "at least ") + f"{share_above(part.tokens, TOKEN_LIMIT):.1%}"
+    over = ("" if exact else "≥ ") + f"{share_above(part.tokens, TOKEN_LIMIT):.1%}"
     words = "tokens" if exact else "words and punctuation, a lower bound of the tokens"
     return [
         _chart(
             part.tokens,
             "Report length",
-            f"median {charts.number(median(part.tokens))}; {over} longer than {TOKEN_LIMIT}",
+            f"median {charts.number(median(part.tokens))}; {over} over {TOKEN_LIMIT}",
             words,
             marks=[(TOKEN_LIMIT, f"{TOKEN_LIMIT}, cut here")],
         ),

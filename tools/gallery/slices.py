@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 MAX_SIDE_PX: Final = 320
-MIN_SIDE_PX: Final = 192
+MIN_SIDE_PX: Final = 128
 OVERVIEW_SIDE_PX: Final = 400
 THUMBNAIL_PX: Final = 192
 STRIP_PIXELS: Final = 2_000_000
