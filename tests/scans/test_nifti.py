@@ -140,11 +140,40 @@ def test_colour_voxels_are_refused(tmp_path: Path) -> None:
 
 def test_bad_geometry_is_refused(scan: Path) -> None:
     original = scan.read_bytes()
-    nan, zero, far = struct.pack("<f", float("nan")), struct.pack("<f", 0.0), struct.pack("<f", 50.0)
-    for offset, value, words in ((280, nan, "NaN"), (280, zero, "singular"), (280, far, "voxel size")):
+    faults = (
+        (float("nan"), "NaN"),
+        (float("inf"), "NaN"),
+        (0.0, "singular"),
+        (50.0, "voxel size"),
+        (0.01, "voxel size"),
+    )
+    for value, words in faults:
         scan.write_bytes(original)
         with pytest.raises(DataError, match=words):
-            read_nifti(_patched_header(scan, offset, value))
+            read_nifti(_patched_header(scan, 280, struct.pack("<f", value)))
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), -2.0])
+def test_unusable_pixdim(scan: Path, value: float) -> None:
+    """With an sform its columns hold the spacing; with a qform or nothing there is none."""
+    original = scan.read_bytes()
+    _patched_header(scan, 80, struct.pack("<3f", value, value, value))
+    assert read_nifti(scan).spacing_mm == (2.0, 2.5, 3.0)
+    for qform in (0, 1):
+        scan.write_bytes(original)
+        _patched_header(scan, 80, struct.pack("<3f", value, value, value))
+        _patched_header(scan, 252, struct.pack("<2h", qform, 0))
+        raw = read_nifti(scan)
+        assert raw.spacing_mm is None
+        assert raw.oriented == bool(qform)
+
+
+def test_a_foreign_voxel_offset_is_refused(scan: Path) -> None:
+    original = scan.read_bytes()
+    for value in (float("nan"), 0.0, -5.0, 1e12):
+        scan.write_bytes(original)
+        with pytest.raises(DataError, match="voxel offset"):
+            read_nifti(_patched_header(scan, 108, struct.pack("<f", value)))
 
 
 def test_zero_pixdim_means_no_spacing(scan: Path) -> None:
