@@ -58,6 +58,8 @@ def test_a_very_long_cell_is_cleaned_in_linear_time() -> None:
     assert "".join(FRAGMENT_RULES["comma"](cleaned)) == cleaned
     assert len(split_sentences(cleaned)) == 6000
     assert clean_report("<" * 100_000) == "<" * 100_000
+    nested = clean_report("<b" * 50_000 + ">" * 50_000)
+    assert nested.startswith("b b b") and clean_report(nested) == nested
 
 
 @given(st.text(max_size=80) | st.text(alphabet="<>/bpr= \"'nNaA.\x00\r\n\ufeffe\u0301", max_size=40))
