@@ -67,12 +67,6 @@ def _add_geometry_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("geometry").add_argument
     add("--image-size", type=_positive_int, nargs=3, metavar=("D", "H", "W"), help="stored voxels (128 96 128)")
     add(
-        "--target-spacing",
-        nargs="+",
-        metavar="MM",
-        help="intermediate spacing z y x in mm (1.5 0.75 0.75), or none; not for CTRG",
-    )
-    add(
         "--store",
         choices=("crop", "native"),
         default="crop",
@@ -113,7 +107,13 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_hounsfield_arguments(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument_group("voxel values").add_argument
+    add = command.add_argument_group("voxel values and sizes").add_argument
+    add(
+        "--target-spacing",
+        nargs="+",
+        metavar="MM",
+        help="intermediate spacing z y x in mm (1.5 0.75 0.75), or none",
+    )
     add(
         "--rescale",
         choices=("auto", "apply", "skip"),

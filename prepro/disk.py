@@ -16,7 +16,7 @@ from prepro.shard_writer import ShardFiles
 
 ROW_OVERHEAD = 8192
 """Bytes of a row beside its voxels: text, Arrow metadata, its lines in journal and manifest."""
-NATIVE_BYTES_PER_VOXEL = 1.2
+NATIVE_BYTES_PER_VOXEL = 1.0
 NATIVE_EXTENT_MM = (320.0, 360.0, 360.0)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

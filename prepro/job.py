@@ -121,14 +121,16 @@ def make_geometry(options: argparse.Namespace) -> Geometry:
         DataError: ``--target-spacing`` is no spacing, or ``--store native`` has none to resample to.
     """
     size = tuple(options.image_size) if options.image_size else Geometry.size
-    spacing = Geometry.target_spacing_mm
-    if options.target_spacing:
-        spacing = _target_spacing(options.target_spacing)
     if options.dataset == "ctrg":
         if options.store == "native":
             message = "--store native resamples to a voxel size, and the slices of CTRG carry none"
             raise DataError(message, "pack CTRG with --store crop")
-        spacing = None  # slices carry no spacing, the published path has no intermediate resampling
+        return Geometry(size=size, target_spacing_mm=None)
+    if options.store == "native" and options.image_size:
+        raise DataError("--image-size has no meaning for --store native", "leave it out: training resizes such rows")
+    spacing = Geometry.target_spacing_mm
+    if options.target_spacing:
+        spacing = _target_spacing(options.target_spacing)
     return Geometry(size=size, target_spacing_mm=spacing, store=options.store)
 
 

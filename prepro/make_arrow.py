@@ -125,7 +125,8 @@ def pack(reader: Reader, cases: Sequence[Case], exclusions: Sequence[Exclusion],
         run = _Run(reader, plan, part, options)
         with explained(options.out, run.needed):
             run.write()
-            data_set = DataSet(tuple(exclusions), options.clean, {"config": options.settings(), **options.about})
+            config = {**options.about.get("config", {}), **options.settings()}
+            data_set = DataSet(tuple(exclusions), options.clean, {**options.about, "config": config})
             published = publish(options.out, plan, data_set, {split: run.statistics() for split in SPLITS})
         return run.summary(published)
     finally:
