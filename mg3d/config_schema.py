@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mg3d.config_geometry import resolve_volume_size
@@ -216,8 +217,14 @@ class MG3DConfig:
         return tuple(name for name in LOSSES if self.loss_names[name] > 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every key as plain JSON types (lists, no tuples), as stored in run folders and checkpoints."""
+        """Every key as plain JSON types (lists, no tuples), as stored in run folders."""
         return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def to_dict_without_places(self) -> dict[str, Any]:
+        """Like :meth:`to_dict`, of places on disk only the last name: for checkpoints, which travel."""
+        places = {field.name for field in dataclasses.fields(self) if field.metadata["path"]}
+        values = self.to_dict().items()
+        return {name: Path(value).name if name in places and value else value for name, value in values}
 
 
 @functools.cache

@@ -100,7 +100,7 @@ class MG3DModule(MG3DNetwork, pl.LightningModule):
         self.cfg = cfg
         self.num_training_steps = num_training_steps or cfg.max_steps
         self.geometry = dict(geometry or {})
-        self.save_hyperparameters(cfg.to_dict())
+        self.save_hyperparameters(cfg.to_dict_without_places())
         self._epoch = {phase: EpochMeans() for phase in ("train", "val", "test")}
         self._last_terms: dict[str, Tensor] = {}
 

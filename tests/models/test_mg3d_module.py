@@ -44,6 +44,7 @@ def module(bert_folder: Path, num_training_steps: int | None = None, **keys) -> 
             "window_size": 2,
             "patch_size": 4,
         },
+        "data_root": "/somewhere/private/arrows",
         "warmup_steps": 0,
         "learning_rate": 1e-3,
         "max_steps": 4,
@@ -109,6 +110,7 @@ def test_checkpoints_hold_plain_values_and_metadata(fitted, bert_folder):
     assert metadata["options"]["hidden_size"] == HIDDEN
     assert json.loads(json.dumps(stored["hyper_parameters"])) == stored["hyper_parameters"]
     assert stored["hyper_parameters"]["loss_names"]["local_itc"] == 0.1
+    assert stored["hyper_parameters"]["data_root"] == "arrows"
     fresh = module(bert_folder)
     fresh.load_state_dict(stored["state_dict"], strict=True)
 
