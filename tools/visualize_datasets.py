@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("path", type=Path, help=".arrow file, folder of arrows, CT-RATE root, CTRG root, or own CSV")
-    add("--out", type=Path, required=True, help="folder of the gallery; an older gallery there is replaced")
+    add("--out", type=_folder, required=True, help="folder of the gallery; an older gallery there is replaced")
     add("--limit", type=_natural, default=60, metavar="N", help="studies to draw, 0 for all (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the draw (%(default)s)")
     add("--ids", nargs="+", default=(), metavar="ID", help="draw these studies instead")
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     refuse_foreign_folder(options.out)
     book = BookOptions(
-        out=options.out.expanduser(),
+        out=options.out,
         name=options.path.resolve().name,
         limit=options.limit,
         seed=options.seed,
@@ -150,6 +150,10 @@ def parse_window(words: list[str]) -> Window:
     if not (abs(center) <= 1e5 and 0 < width <= 1e5):
         raise DataError(f"--window {' '.join(words)}", f"give {', '.join(WINDOW_NAMES)}, or CENTER WIDTH in HU")
     return Window("own", center, width)
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _natural(text: str) -> int:
