@@ -213,3 +213,41 @@ def test_slope_and_intercept_are_used_as_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="slope and intercept"):
         OwnDataReader(table, tmp_path, SMALL, rescale="apply").load(plain.find_cases().cases[0])
     json.dumps(as_stored.record)
+
+
+def test_real_nrrd_and_dicom_folder(shared_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import SimpleITK
+
+    nrrd = shared_dir / "data" / "ct" / "cip_ct-64.nrrd"
+    (tmp_path / "study" / "series").mkdir(parents=True)
+    shutil.copy(nrrd, tmp_path / "study" / "ct.nrrd")
+    image = SimpleITK.Cast(SimpleITK.ReadImage(str(nrrd)), SimpleITK.sitkInt16)
+    for number in range(image.GetDepth()):
+        plane = image[:, :, number]
+        position = image.TransformIndexToPhysicalPoint((0, 0, number))
+        tags = {
+            "0008|0060": "CT",
+            "0020|000e": "1.2.3",
+            "0020|0013": str(number),
+            "0020|0032": "\\".join(f"{value:.6f}" for value in position),
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0018|0050": str(image.GetSpacing()[2]),
+            "0028|1052": "0",
+            "0028|1053": "1",
+        }
+        for tag, value in tags.items():
+            plane.SetMetaData(tag, value)
+        writer = SimpleITK.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(tmp_path / "study" / "series" / f"{number}.dcm"))
+        writer.Execute(plane)
+    table = _write(tmp_path, ("volume", "findings"), [["study/ct.nrrd", FINDINGS], ["./study/series", FINDINGS]])
+    reader = OwnDataReader(table, tmp_path, SMALL)
+    first, second = reader.find_cases().cases
+    assert (first.image_id, second.image_id) == ("study/ct", "study/series")
+    volume, series = reader.load(first), reader.load(second)
+    assert np.abs(volume.voxels.astype(int) - series.voxels).max() <= 1
+    assert volume.spacing_mm == pytest.approx(series.spacing_mm, rel=1e-4)
+    assert volume.record["source_sha256"] != series.record["source_sha256"]
