@@ -53,7 +53,7 @@ def dry_run(
         "failed": failed,
         "seconds_per_scan": round(seconds, 3),
         "workers": workers,
-        "estimated_hours": round(scans * seconds / workers / 3600, 3),
+        "estimated_hours": round(scans * seconds / workers / 3600, 5),
         "estimated_bytes": scans * row_bytes,
     }
     _show(figures)
@@ -76,6 +76,10 @@ def _stored_bytes(voxels: np.ndarray, compressed: bool) -> int:
     return pa.compress(np.ascontiguousarray(voxels).data, codec="zstd").size if compressed else voxels.nbytes
 
 
+def _duration(hours: float) -> str:
+    return f"{hours:.3g} h" if hours >= 1 else f"{60 * hours:.2g} min"
+
+
 def _show(figures: dict[str, Any]) -> None:
     counts = ", ".join(f"{split} {count:,}" for split, count in figures["rows"].items())
     lines = [f"{figures['corpus']}: {counts} rows; {figures['excluded']:,} scans left out"]
@@ -84,7 +88,7 @@ def _show(figures: dict[str, Any]) -> None:
         f"{figures['sampled']} scans read: {figures['seconds_per_scan']:g} s each, {figures['failed']} unreadable"
     )
     lines.append(
-        f"about {figures['estimated_hours']:g} h with {figures['workers']} workers, "
+        f"about {_duration(figures['estimated_hours'])} with {figures['workers']} workers, "
         f"{figures['estimated_bytes'] / 2**30:.3g} GiB of arrows; nothing was written"
     )
     sys.stderr.write("\n".join(lines) + "\n")
