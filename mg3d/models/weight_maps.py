@@ -29,6 +29,7 @@ OTHER_TASK = "head of another task"
 CONSTANT = "constant of an old library version"
 STORED_TWICE = "second copy of another entry"
 NEVER_CALLED = "classifier that is never called"
+OLD_QUEUE = "memory queue of an intermediate revision"
 MASK_TOKEN = "token or norm used only while pre-training elsewhere"
 
 CONSTANT_SUFFIXES = (".relative_position_index", "embeddings.position_ids", "embeddings.token_type_ids")
@@ -67,7 +68,10 @@ _RENAMES: Mapping[str, _Rules] = {
 _TASK_HEADS = r"^(vqa|cls|mlc|irtr|nlvr2|snli|rank|mpp|mim|clm)_(head|classifier|output|score)\."
 
 _DROPS: Mapping[str, _Rules] = {
-    "mg3d": ((r"^vision_encoder\.head\.", NEVER_CALLED),),
+    "mg3d": (
+        (r"^vision_encoder\.head\.", NEVER_CALLED),
+        (r"^(cml|dcl|ssm)_loss_\w+_xbm\.", OLD_QUEUE),
+    ),
     "unet": ((r"^head\.", NEVER_CALLED),),
     "swin_simmim": ((r"^encoder\.(mask_token|norm\.)", MASK_TOKEN),),
     "nnunet": ((r"^decoder\.encoder\.", STORED_TWICE),),

@@ -269,7 +269,11 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
 
 
 def _damaged(path: Path, error: object) -> CheckpointError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    text = str(error).strip()
+    if text.startswith("Weights only load failed"):  # torch goes on to advise unsafe loading
+        unpickler = re.search(r"WeightsUnpickler error:\s*(\S[^\n]*)", text)
+        text = f"unsupported pickle, {unpickler.group(1).strip()}" if unpickler else "unsupported pickle"
+    reason = (text.splitlines() or [type(error).__name__])[0][:160]
     return CheckpointError(
         f"{path} is truncated or damaged, or is no weights file ({path.stat().st_size} bytes): {reason}",
         "copy or download it again, or use an earlier checkpoint",
