@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def manifest_of(out: Path, name: str) -> dict[str, Any]:
 def image_of(row: dict[str, Any]) -> np.ndarray:
     """The voxels of a row."""
     return np.frombuffer(row["image"], row["image_dtype"]).reshape(row["image_shape"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Bytes of every file, hidden ones too; the commit in manifests left out, which may change between two runs."""
+    return {path.name: re.sub(rb'"commit": "\w*"', b"", path.read_bytes()) for path in folder.iterdir()}
 
 
 def visible(folder: Path) -> list[str]:

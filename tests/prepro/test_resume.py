@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from packing import pack_ct_rate, rows_of, visible
+from packing import contents, pack_ct_rate, rows_of, visible
 from prepro_builders import chest, ct_rate_tree, save_nifti
 
 from prepro.journal import Journal
@@ -37,10 +37,6 @@ def unbroken(download: Path) -> dict[str, bytes]:
     out = download.parent / "unbroken"
     assert pack_ct_rate(download, out, *SHARDS) == 1
     return contents(out)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def die_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int) -> None:

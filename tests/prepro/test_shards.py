@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from packing import SIZE, manifest_of, pack_ct_rate, visible
+from packing import SIZE, contents, manifest_of, pack_ct_rate, visible
 from prepro_builders import chest, ct_rate_tree, save_nifti
 
 from mg3d.datasets.arrow_files import find_arrow_files
@@ -26,10 +26,6 @@ SHARDS = ("--rows-per-shard", "3")
 @pytest.fixture(scope="module")
 def download(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ct_rate_tree(tmp_path_factory.mktemp("shards") / "raw", train=9, valid=2)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def command(root: Path, out: Path, *more: object) -> list[str]:
