@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from golden_support import check_gradients, check_outputs, load_entry, under
-from monai.networks.nets.swin_unetr import WindowAttention, compute_mask, get_window_size
+from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask, get_window_size
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mg3d.models.masking import apply_mask
-from mg3d.models.vision_encoders import create_vision_encoder
-from mg3d.models.vision_encoders.swin import MERGING_OFFSETS, PatchMerging, SwinEncoder
-from mg3d.models.vision_encoders.window_attention import CHUNK_BYTES, ChunkedWindowAttention, WindowMask
+from mg3d.models.vision_encoders import create_vision_encoder, window_attention
+from mg3d.models.vision_encoders.swin import MERGING_OFFSETS, PatchMerging, SwinBlock, SwinEncoder
+from mg3d.models.vision_encoders.windows import axis_runs, window_groups
 
 TINY = {"embed_dim": 4, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 
@@ -139,17 +139,23 @@ def test_published_sizes(name: str, millions: float) -> None:
     assert encoder.out_channels == 768 and encoder.stride == (32, 32, 32)
 
 
-@pytest.mark.parametrize("grid", [(8, 8, 8), (9, 6, 11), (4, 9, 3), (16, 12, 16)])
-def test_cached_masks_equal_monais(grid: tuple[int, int, int]) -> None:
-    stage = tiny().layers1[0]
-    window, shift = get_window_size(grid, stage.window_size, stage.shift_size)
-    padded = [-(-size // edge) * edge for size, edge in zip(grid, window, strict=True)]
-    want = compute_mask(padded, window, shift, torch.device("cpu"))
-    for _ in range(2):
-        mask = stage.attention_mask(grid, torch.device("cpu"))
-        assert mask is not None and torch.equal(mask.patterns[mask.pattern_of_window], want)
-        assert len(mask.patterns) <= 8
-    assert stage.attention_mask((4, 4, 3), torch.device("cpu")) is None
+@pytest.mark.parametrize("shift", [0, 1, 3])
+@pytest.mark.parametrize("size", [8, 10, 12, 13, 14, 64])
+def test_runs_cover_an_axis_once(size: int, shift: int) -> None:
+    covered = [
+        run.start + k * run.length + p
+        for run in axis_runs(size, 7, shift)
+        for k in range(run.count)
+        for p in range(run.length)
+    ]
+    assert covered == list(range(size))
+
+
+def test_window_groups_hold_every_position_once() -> None:
+    seen = torch.zeros(1, 9, 6, 11)
+    for group in window_groups((9, 6, 11), (4, 6, 4), (2, 0, 2)):
+        group.windows(seen).add_(1)
+    assert torch.equal(seen, torch.ones_like(seen))
 
 
 def test_merging_orders_differ_and_fixed_reads_every_voxel_once() -> None:
@@ -205,25 +211,40 @@ def test_checkpointing_reaches_all_parameters_from_an_input_without_gradient() -
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
 
-@pytest.mark.parametrize("chunk", [1, 10**5, 10**9])
-def test_chunked_attention_equals_monais_with_all_gradients(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setitem(CHUNK_BYTES, "cpu", chunk)
+def padded_mask(block: SwinTransformerBlock, grid: tuple[int, int, int]) -> Tensor:
+    window, shift = get_window_size(grid, block.window_size, block.shift_size)
+    padded = [-(-size // edge) * edge for size, edge in zip(grid, window, strict=True)]
+    return compute_mask(padded, window, shift, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("budget", [1, 10**4, 10**9])
+@pytest.mark.parametrize("shift", [(0, 0, 0), (1, 2, 1)])
+@pytest.mark.parametrize("grid", [(6, 8, 9), (7, 5, 4), (3, 9, 2), (3, 4, 3)])
+def test_a_block_equals_monais_with_all_gradients(
+    monkeypatch: pytest.MonkeyPatch, grid: tuple[int, int, int], shift: tuple[int, int, int], budget: int
+) -> None:
+    monkeypatch.setattr(window_attention, "CPU_MAP_BYTES", budget)
     torch.manual_seed(0)
-    ours = ChunkedWindowAttention(12, 3, (3, 4, 3), qkv_bias=True)
-    theirs = WindowAttention(12, 3, (3, 4, 3), qkv_bias=True)
+    ours = SwinBlock(12, 3, (3, 4, 3), shift)
+    theirs = SwinTransformerBlock(12, 3, (3, 4, 3), shift, qkv_bias=True)
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    ours, theirs = ours.double(), theirs.double()
     theirs.load_state_dict(ours.state_dict())
-    dense = torch.where(torch.rand(4, 36, 36) < 0.3, -100.0, 0.0)
-    patterns, which = torch.unique(dense, dim=0, return_inverse=True)
-    for mask, positions in ((WindowMask(patterns, which), 36), (None, 24)):
-        results = []
-        for module, own_mask in ((ours, mask), (theirs, None if mask is None else dense)):
-            windows = torch.linspace(-2, 2, 8 * positions * 12).sin().view(8, positions, 12).requires_grad_()
-            module.zero_grad()
-            out = module(windows, own_mask)
-            (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-            results.append([out, windows.grad, *(parameter.grad for parameter in module.parameters())])
-        for one, other in zip(*results, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    results = []
+    for block, mask in ((ours, None), (theirs, padded_mask(theirs, grid))):
+        hidden = (
+            torch.linspace(-2, 2, 2 * 12 * grid[0] * grid[1] * grid[2])
+            .double()
+            .sin()
+            .view(2, *grid, 12)
+            .requires_grad_()
+        )
+        out = block(hidden, mask)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        results.append([out, hidden.grad, *(parameter.grad for parameter in block.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
 
 
 def test_bfloat16_autocast_stays_close_and_trains() -> None:

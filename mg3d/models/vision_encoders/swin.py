@@ -13,20 +13,18 @@ from typing import Any
 
 import torch
 from monai.networks.blocks import PatchEmbed
-from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask, get_window_size
+from monai.networks.nets.swin_unetr import SwinTransformerBlock, get_window_size
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mg3d.models.vision_encoders.base import VisionEncoder, channel_norm, check_volume, map_to_tokens
-from mg3d.models.vision_encoders.window_attention import ChunkedWindowAttention, WindowMask
+from mg3d.models.vision_encoders.window_attention import GridWindowAttention
 
 MERGING_OFFSETS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "legacy": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
     "fixed": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
 }
 """(d, h, w) offsets of the eight sub-grids in the order in which patch merging concatenates them."""
-
-_MASK_CACHE_SIZE = 8
 
 
 class PatchMerging(nn.Module):
@@ -58,7 +56,7 @@ class PatchMerging(nn.Module):
 
 
 class SwinBlock(SwinTransformerBlock):
-    """MONAI's block (LayerNorm, window attention, MLP, two residuals) with attention in chunks of windows.
+    """MONAI's block (LayerNorm, window attention, MLP, two residuals) without padding, rolling and masks.
 
     Args:
         dim: channels.
@@ -72,7 +70,12 @@ class SwinBlock(SwinTransformerBlock):
         self, dim: int, num_heads: int, window_size: Sequence[int], shift_size: Sequence[int], **options: Any
     ) -> None:
         super().__init__(dim, num_heads, window_size, shift_size, qkv_bias=True, **options)
-        self.attn = ChunkedWindowAttention(dim, num_heads, window_size, qkv_bias=True)
+        self.attn = GridWindowAttention(dim, num_heads, window_size, qkv_bias=True)
+
+    def forward_part1(self, x: Tensor, mask_matrix: Tensor | None) -> Tensor:
+        """Normalise and attend; ``x`` is ``[B, D, H, W, C]``, the mask of MONAI's signature is not needed."""
+        window, shift = get_window_size(x.shape[1:4], self.window_size, self.shift_size)
+        return self.attn(self.norm1(x), window, shift)
 
 
 class SwinStage(nn.Module):
@@ -117,34 +120,13 @@ class SwinStage(nn.Module):
             for index in range(depth)
         )
         self.downsample = PatchMerging(dim, patch_merging)
-        self._masks: dict[tuple[Any, ...], WindowMask] = {}
 
     def forward(self, map_BCDHW: Tensor) -> Tensor:
         """Attend and merge: ``[B, C, D, H, W]`` -> ``[B, 2C, ceil(D/2), ceil(H/2), ceil(W/2)]``."""
         hidden_BDHWC = map_BCDHW.permute(0, 2, 3, 4, 1)
-        d, h, w = hidden_BDHWC.shape[1:4]
-        mask = self.attention_mask((d, h, w), map_BCDHW.device)
         for block in self.blocks:
-            hidden_BDHWC = block(hidden_BDHWC, mask)
+            hidden_BDHWC = block(hidden_BDHWC, None)
         return self.downsample(hidden_BDHWC).permute(0, 4, 1, 2, 3)
-
-    def attention_mask(self, grid_dhw: tuple[int, int, int], device: torch.device) -> WindowMask | None:
-        """Masks of the shifted windows of one volume; None where nothing is shifted.
-
-        The numbers are MONAI's ``compute_mask``, computed once per grid and device, each different pattern kept once
-        (at most eight for the usual windows, against hundreds of windows).
-        """
-        window, shift = get_window_size(grid_dhw, self.window_size, self.shift_size)
-        if not any(shift) or len(self.blocks) < 2:
-            return None
-        key = (*grid_dhw, str(device))
-        if key not in self._masks:
-            if len(self._masks) >= _MASK_CACHE_SIZE:
-                self._masks.pop(next(iter(self._masks)))
-            padded = [-(-size // edge) * edge for size, edge in zip(grid_dhw, window, strict=True)]
-            mask = compute_mask(padded, window, shift, device)
-            self._masks[key] = WindowMask(*torch.unique(mask, dim=0, return_inverse=True))
-        return self._masks[key]
 
 
 class TokenPositionNorm(nn.Module):

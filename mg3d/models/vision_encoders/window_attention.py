@@ -1,135 +1,203 @@
-"""Window attention that never holds the attention maps of a whole volume.
+"""Window attention on the unpadded grid, a few attention maps at a time.
 
-At the published size the first stage has 700 windows of 343 positions: one attention map of a single block takes about
-1 GB, and automatic differentiation keeps several. Here the windows are worked off in chunks that fit the cache, and the
-backward pass computes the maps again chunk by chunk, from the same numbers.
+At the published size one block of the first stage has 2,100 maps of 343 x 343: about 1 GB, of which automatic
+differentiation keeps several copies. Here a CPU works on two maps per core at a time, which stay in its cache, and the
+backward pass computes them again from the same numbers; windows are cut to the positions that exist
+(:mod:`mg3d.models.vision_encoders.windows`).
 
-Shape suffixes: W windows (of the whole batch), P positions of one window, A heads, d channels of one head, C = A * d,
-U different mask patterns.
+Shape suffixes: B batch, D/H/W grid axes, M windows, P positions of one window, K keys (P, or P + 1 with the padding),
+A heads, d channels of one head, C = A * d.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 2**30}
-"""Size of the attention maps worked on at a time: about a CPU's cache; few kernel launches on a GPU."""
+from mg3d.models.vision_encoders.windows import WindowGroup, window_groups
+
+CUDA_MAP_BYTES = 2**30
+"""Attention maps worked on at a time on a GPU: few kernel launches."""
+CPU_MAP_BYTES = 2**20
+"""The same for each core of a CPU: about its own cache."""
 
 
-class WindowMask(NamedTuple):
-    """Additive masks of shifted windows, each different pattern stored once.
+class GridWindowAttention(WindowAttention):
+    """MONAI's window attention, same parameters and results, applied to a grid instead of to padded windows."""
 
-    Attributes:
-        patterns: ``[U, P, P]``, 0 or -100.
-        pattern_of_window: ``[windows of one volume]``, index into ``patterns``.
-    """
-
-    patterns: Tensor
-    pattern_of_window: Tensor
-
-
-class ChunkedWindowAttention(WindowAttention):
-    """MONAI's window attention, same parameters and results, computed in chunks of windows."""
-
-    def forward(self, x: Tensor, mask: WindowMask | None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, grid_BDHWC: Tensor, window: tuple[int, int, int], shift: tuple[int, int, int]
+    ) -> Tensor:
         """Attend inside every window.
 
         Args:
-            x: ``[W, P, C]``, windows of one volume after the other.
-            mask: masks of the shifted windows, or None.
+            grid_BDHWC: ``[B, D, H, W, C]``.
+            window: window edge per axis, not larger than the grid.
+            shift: cyclic shift per axis.
 
         Returns:
-            ``[W, P, C]``.
+            ``[B, D, H, W, C]``.
         """
-        windows, positions, channels = x.shape
-        qkv = self.qkv(x).view(windows, positions, 3, self.num_heads, channels // self.num_heads)
+        b, d, h, w, channels = grid_BDHWC.shape
+        qkv = self.qkv(grid_BDHWC).view(b, d, h, w, 3, self.num_heads, channels // self.num_heads)
+        positions = window[0] * window[1] * window[2]
         # for clamped windows the published code reads the top-left block of the index of the full window
         index = self.get_buffer("relative_position_index")[:positions, :positions]
-        bias_PPA = self.relative_position_bias_table[index]
-        if mask is None:
-            patterns, which = bias_PPA.new_zeros(1, positions, positions), index.new_zeros(windows)
-        else:
-            patterns, which = mask.patterns, mask.pattern_of_window.repeat(windows // len(mask.pattern_of_window))
-        attended = _Attention.apply(qkv, bias_PPA.permute(2, 0, 1), patterns, which, self.scale)
+        bias_APP = self.relative_position_bias_table[index].permute(2, 0, 1).to(_map_dtype(qkv.dtype))
+        groups = window_groups((d, h, w), window, shift)
+        biases = [group.bias(bias_APP).contiguous() for group in groups]
+        attended = _Attention.apply(qkv, self._padding_key_value(qkv), groups, self.scale, *biases)
         return self.proj(attended)
+
+    def _padding_key_value(self, qkv: Tensor) -> Tensor:
+        """Key and value ``[2, A, d]`` of a padded position: a zero vector through the projection."""
+        if self.qkv.bias is None:
+            return qkv.new_zeros(2, *qkv.shape[-2:])
+        return self.qkv.bias.view(3, *qkv.shape[-2:])[1:].to(qkv.dtype)
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scale * q k^T + bias + mask) v per window; keeps only q, k, v and the result for the backward pass."""
+    """softmax(scale * q k^T + bias) v per window; keeps only q, k, v and the result for the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, qkv_WP3Ad: Tensor, bias_APP: Tensor, patterns_UPP: Tensor, which_W: Tensor, scale: float
+        ctx: Any, qkv: Tensor, padding_2Ad: Tensor, groups: Sequence[WindowGroup], scale: float, *biases: Tensor
     ) -> Tensor:
-        bias_UAPP = bias_APP.float() + patterns_UPP[:, None]
-        windows, positions, _, heads, width = qkv_WP3Ad.shape
-        result = qkv_WP3Ad.new_empty(windows, positions, heads, width)
-        chunks = _chunks(qkv_WP3Ad)
-        space = bias_UAPP.new_empty(len(which_W[chunks[0]]), *bias_UAPP.shape[1:])
-        with torch.autocast(qkv_WP3Ad.device.type, enabled=False):
-            for part in chunks:
-                q, k, v = _split(qkv_WP3Ad[part])
-                attention = _attention_map(q, k, bias_UAPP, which_W[part], scale, space)
-                result[part] = torch.bmm(attention.to(v.dtype), v).view(-1, heads, positions, width).transpose(1, 2)
-        ctx.save_for_backward(qkv_WP3Ad, bias_UAPP, which_W, result)
-        ctx.scale, ctx.bias_dtype = scale, bias_APP.dtype
-        return result.flatten(2)
+        result = qkv.new_empty(*qkv.shape[:4], *qkv.shape[5:])
+        with torch.autocast(qkv.device.type, enabled=False):
+            for group, bias_APK in zip(groups, biases, strict=True):
+                for q, k, v, place in _windows(qkv, padding_2Ad, group, bias_APK):
+                    out = torch.empty_like(q)
+                    for head, some, maps in _chunks(bias_APK, q):
+                        attention = _attention(q[head, some], k[head, some], bias_APK[head], scale, maps)
+                        torch.bmm(attention.to(v.dtype), v[head, some], out=out[head, some])
+                    _scatter(out, group, result, place)
+        ctx.save_for_backward(qkv, padding_2Ad, result, *biases)
+        ctx.groups, ctx.scale = groups, scale
+        return result.flatten(4)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_WPC: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, bias_UAPP, which_W, result = ctx.saved_tensors
-        grad_qkv = torch.empty_like(qkv)
-        grad_bias = torch.zeros_like(bias_UAPP[0])
-        heads, width = qkv.shape[3:]
-        grad_WPAd = grad_WPC.unflatten(2, (heads, width))
-        chunks = _chunks(qkv)
-        space = bias_UAPP.new_empty(len(which_W[chunks[0]]), *bias_UAPP.shape[1:])
+    def backward(ctx: Any, grad_BDHWC: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, padding_2Ad, result, *biases = ctx.saved_tensors
+        grad_qkv, grad_padding = torch.empty_like(qkv), torch.zeros_like(padding_2Ad, dtype=biases[0].dtype)
+        grad_biases = [torch.zeros_like(bias) for bias in biases]
+        grad_result = grad_BDHWC.unflatten(4, qkv.shape[5:]).to(qkv.dtype)
+        # derivative of softmax: a * (da - sum(a * da)); the sum equals grad . result
+        inner_BDHWA = (grad_result * result).sum(-1, dtype=biases[0].dtype)
         with torch.autocast(qkv.device.type, enabled=False):
-            for part in chunks:
-                q, k, v = _split(qkv[part])
-                attention = _attention_map(q, k, bias_UAPP, which_W[part], ctx.scale, space)
-                grad = grad_WPAd[part].transpose(1, 2).flatten(0, 1).to(v.dtype)
-                # derivative of softmax: a * (da - sum(a * da)); the sum equals grad . result
-                product = (grad_WPAd[part] * result[part]).float().sum(-1).transpose(1, 2).flatten(0, 1)
-                inner = torch.bmm(grad, v.transpose(1, 2)).float().sub_(product[..., None]).mul_(attention)
-                inner_WAPP = inner.unflatten(0, (-1, heads))
-                # summing a single window would write the map once more
-                grad_bias += inner_WAPP[0] if len(inner_WAPP) == 1 else inner_WAPP.sum(0)
-                inner = inner.to(q.dtype)
-                # a view of the chunk that takes the gradients of q, k and v, each [W, A, P, d]
-                target = grad_qkv[part].permute(2, 0, 3, 1, 4)
-                target[0] = torch.bmm(inner, k).mul_(ctx.scale).view_as(target[0])
-                target[1] = torch.bmm(inner.transpose(1, 2), q).mul_(ctx.scale).view_as(target[1])
-                target[2] = torch.bmm(attention.to(v.dtype).transpose(1, 2), grad).view_as(target[2])
-        return grad_qkv, grad_bias.to(ctx.bias_dtype), None, None, None
+            for group, bias, grad_bias in zip(ctx.groups, biases, grad_biases, strict=True):
+                for q, k, v, place in _windows(qkv, padding_2Ad, group, bias):
+                    grad, inner = _gather(grad_result, group, place), _gather(inner_BDHWA[..., None], group, place)
+                    grads = _backward_windows((q, k, v), grad, inner, bias, grad_bias, ctx.scale)
+                    _scatter_qkv(grads, group, grad_qkv, grad_padding, place)
+        return grad_qkv, grad_padding.to(padding_2Ad.dtype), None, None, *grad_biases
 
 
-def _chunks(qkv_WP3Ad: Tensor) -> list[slice]:
-    windows, positions, _, heads, _ = qkv_WP3Ad.shape
-    budget = CHUNK_BYTES.get(qkv_WP3Ad.device.type, CHUNK_BYTES["cuda"])
-    step = max(1, budget // (4 * heads * positions * positions))
-    return [slice(start, start + step) for start in range(0, windows, step)]
+def _backward_windows(
+    qkv: tuple[Tensor, Tensor, Tensor], grad: Tensor, inner: Tensor, bias: Tensor, grad_bias: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v of some windows, each ``[A, M, ., d]``; those of the bias are added to ``grad_bias``."""
+    q, k, v = qkv
+    grad_q, grad_k, grad_v = (torch.empty_like(each) for each in qkv)
+    other = None
+    for head, some, maps in _chunks(bias, q):
+        attention = _attention(q[head, some], k[head, some], bias[head], scale, maps)
+        part = grad[head, some]
+        torch.bmm(attention.to(part.dtype).transpose(1, 2), part, out=grad_v[head, some])
+        other = torch.empty_like(maps) if other is None or len(other) < len(maps) else other
+        slope = _product(part, v[head, some], other[: len(maps)]).sub_(inner[head, some]).mul_(attention)
+        for each in slope.unbind(0) if len(slope) <= 4 else (slope.sum(0),):
+            grad_bias[head] += each
+        slope = slope.to(q.dtype)
+        torch.bmm(slope, k[head, some], out=grad_q[head, some])
+        torch.bmm(slope.transpose(1, 2), q[head, some], out=grad_k[head, some])
+    return grad_q.mul_(scale), grad_k.mul_(scale), grad_v
 
 
-def _split(qkv_WP3Ad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of a chunk, each ``[W * A, P, d]``."""
-    q, k, v = qkv_WP3Ad.permute(2, 0, 3, 1, 4).flatten(1, 2)
-    return q, k, v
+def _map_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Number type of attention maps: single precision for the half types."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _attention_map(
-    q: Tensor, k: Tensor, bias_UAPP: Tensor, which_W: Tensor, scale: float, space_WAPP: Tensor
-) -> Tensor:
-    """Softmax weights ``[W * A, P, P]`` in float32, written to ``space``: memory that stays in the cache."""
-    scores = torch.index_select(bias_UAPP, 0, which_W, out=space_WAPP[: len(which_W)]).flatten(0, 1)
-    if q.dtype == scores.dtype:
-        scores.baddbmm_(q, k.transpose(1, 2), alpha=scale)
+def _product(a_MPd: Tensor, b_MKd: Tensor, out_MPK: Tensor) -> Tensor:
+    """``a b^T`` written to ``out``."""
+    if a_MPd.dtype == out_MPK.dtype:
+        return torch.bmm(a_MPd, b_MKd.transpose(1, 2), out=out_MPK)
+    return out_MPK.copy_(torch.bmm(a_MPd, b_MKd.transpose(1, 2)))
+
+
+def _attention(q_MPd: Tensor, k_MKd: Tensor, bias_PK: Tensor, scale: float, maps_MPK: Tensor) -> Tensor:
+    """Softmax weights written to ``maps``: memory that stays in the cache."""
+    if q_MPd.dtype == maps_MPK.dtype:
+        torch.baddbmm(bias_PK.expand_as(maps_MPK), q_MPd, k_MKd.transpose(1, 2), alpha=scale, out=maps_MPK)
     else:
-        scores.add_(torch.bmm(q * scale, k.transpose(1, 2)))
-    return torch.softmax(scores, dim=-1, out=scores)
+        torch.add(bias_PK, torch.bmm(q_MPd * scale, k_MKd.transpose(1, 2)), out=maps_MPK)
+    return torch.softmax(maps_MPK, dim=-1, out=maps_MPK)
+
+
+def _chunks(bias_APK: Tensor, q_AMPd: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+    """Head, windows and room for their maps, in portions that fit the cache."""
+    heads, windows = q_AMPd.shape[:2]
+    on_cpu = bias_APK.device.type == "cpu"
+    budget = CPU_MAP_BYTES * torch.get_num_threads() if on_cpu else CUDA_MAP_BYTES
+    step = min(windows, max(1, budget // (bias_APK[0].numel() * bias_APK.element_size())))
+    maps = bias_APK.new_empty(step, *bias_APK.shape[1:])
+    for head in range(heads):
+        for start in range(0, windows, step):
+            some = slice(start, min(start + step, windows))
+            yield head, some, maps[: some.stop - start]
+
+
+Place = tuple[slice, slice]
+
+
+def _windows(
+    qkv: Tensor, padding_2Ad: Tensor, group: WindowGroup, bias_APK: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Place]]:
+    """Queries ``[A, M, P, d]``, keys and values ``[A, M, K, d]`` of the windows of a group, one layer at a time."""
+    for place in _places(qkv, group):
+        parts = [_gather(qkv[..., which, :, :], group, place) for which in range(3)]
+        if group.padding:
+            for which in (1, 2):
+                heads, windows = parts[which].shape[:2]
+                extra = padding_2Ad[which - 1][:, None, None].expand(heads, windows, 1, -1)
+                parts[which] = torch.cat([parts[which], extra], dim=2)
+        yield parts[0], parts[1], parts[2], place
+
+
+def _places(qkv: Tensor, group: WindowGroup) -> Iterator[Place]:
+    if qkv.device.type != "cpu":
+        yield slice(None), slice(None)
+        return
+    for sample in range(len(qkv)):
+        for layer in range(group.runs[0].count):
+            yield slice(sample, sample + 1), slice(layer, layer + 1)
+
+
+def _gather(grid_BDHWAd: Tensor, group: WindowGroup, place: Place) -> Tensor:
+    """Windows at a place as contiguous ``[A, M, P, d]``."""
+    view = group.windows(grid_BDHWAd)[place]
+    heads, width = view.shape[-2:]
+    return view.movedim(-2, 0).reshape(heads, -1, len(group.positions), width)
+
+
+def _scatter(part_AMPd: Tensor, group: WindowGroup, grid_BDHWAd: Tensor, place: Place) -> None:
+    """Write windows back to their place; the inverse of :func:`_gather`."""
+    view = group.windows(grid_BDHWAd)[place].movedim(-2, 0)
+    view.copy_(part_AMPd.view(view.shape))
+
+
+def _scatter_qkv(
+    grads: tuple[Tensor, Tensor, Tensor], group: WindowGroup, grad_qkv: Tensor, grad_padding: Tensor, place: Place
+) -> None:
+    count = len(group.positions)
+    for which, grad in enumerate(grads):
+        _scatter(grad[:, :, :count].contiguous(), group, grad_qkv[..., which, :, :], place)
+        if which and group.padding:
+            grad_padding[which - 1] += grad[:, :, count].sum(1, dtype=grad_padding.dtype)
