@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,9 @@ FORMAT_VERSION = 1
 
 WEIGHTS_NAME = "model.safetensors"
 """File of the tensors inside an export folder."""
+
+NNUNET_KEY = "nnunet_init_args"
+"""Entry of the metadata that holds nnU-Net's plans, for files of nnU-Net."""
 
 WRAPPERS = ("state_dict", "network_weights", "net", "student", "model")
 """Names under which other programs nest the tensors, in the order in which they are tried."""
@@ -249,13 +253,20 @@ def _read_torch(path: Path, *, check_zip: bool) -> Any:
                 broken = archive.testzip()
             if broken:
                 raise _damaged(path, f"checksum of {broken} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
     except CheckpointError:
         raise
     except Exception as error:  # damaged content can fail in any way, OSError included
         raise _damaged(path, error) from error
+
+
+def _numpy_numbers() -> list[Any]:
+    """What rebuilds single NumPy numbers, which nnU-Net keeps beside its weights; no arrays, no objects."""
+    scalar = np.float64(0).__reduce__()[0]
+    return [scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
 
 
 def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
@@ -293,6 +304,8 @@ def _metadata_of(content: Mapping[str, Any]) -> dict[str, Any]:
     stored = content.get(METADATA_KEY)
     if isinstance(stored, Mapping):
         return dict(stored)
+    if isinstance(content.get("init_args"), Mapping):
+        return {NNUNET_KEY: dict(content["init_args"])}
     hyper = content.get("hyper_parameters")
     return dict(hyper) if isinstance(hyper, Mapping) else {}
 

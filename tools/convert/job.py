@@ -13,9 +13,12 @@ import torch
 
 from mg3d.datasets.stored_geometry import published_geometry
 from mg3d.datasets.volume import PRETRAIN_SIZE_DHW
+from mg3d.errors import CheckpointError
 from mg3d.models.checkpoint import match_tensors
 from mg3d.models.conversion import OwnWeights, read_own_weights, to_swin_unetr
 from mg3d.models.export import TOKENIZER_NAME, export_folder
+from mg3d.models.vision_encoders import encoder_from_metadata
+from mg3d.models.weight_shapes import ENCODER_PREFIX
 from mg3d.models.weights_file import METADATA_KEY, save_weights, write_sidecar
 
 LEGACY_NOTE = (
@@ -24,6 +27,10 @@ LEGACY_NOTE = (
 )
 ASSUMED_NOTE = "the file does not say its merging order: legacy assumed (--patch-merging fixed for MONAI >= 1.5)"
 FIXED_NOTE = "trained with fixed merging: MONAI >= 1.5 runs it as it is"
+NNUNET_NOTE = (
+    "put the architecture below into your nnU-Net plans; the encoder was trained on HU mapped to [0, 1], so window the "
+    "scans and choose RescaleTo01Normalization there; the decoder is freshly drawn"
+)
 
 
 def convert(options: Namespace) -> dict[str, Any]:
@@ -116,6 +123,23 @@ def _swin_unetr(own: OwnWeights, options: Namespace) -> dict[str, Any]:
     }
 
 
+def _nnunet(own: OwnWeights, options: Namespace) -> dict[str, Any]:
+    from mg3d.models.nnunet_format import to_nnunet
+
+    described = own.metadata["vision_encoder"]
+    if not described:
+        raise CheckpointError(f"{options.file} holds no image encoder", "only nnU-Net encoders fit nnU-Net")
+    encoder = encoder_from_metadata(described)
+    prefix = ENCODER_PREFIX
+    state = {name.removeprefix(prefix): value for name, value in own.tensors.items() if name.startswith(prefix)}
+    encoder.load_state_dict(state)
+    content = to_nnunet(encoder, own.metadata, options.classes)
+    metadata = {key: own.metadata[key] for key in ("format_version", "vision_encoder")}
+    _save_torch(content | {METADATA_KEY: metadata}, options.out)
+    plans = content["init_args"]["plans"]["configurations"][content["init_args"]["configuration"]]
+    return {"entries": len(content["network_weights"]), **plans, "notes": [NNUNET_NOTE]}
+
+
 def _save_torch(content: Mapping[str, Any], out: Path) -> None:
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -131,4 +155,5 @@ _WRITERS = {
     "mg3d": _mg3d,
     "safetensors": _safetensors,
     "monai_swin_unetr": _swin_unetr,
+    "nnunet": _nnunet,
 }
