@@ -126,9 +126,10 @@ def _describe(
     if isinstance(stored.get("vision_encoder"), Mapping):
         own = dict(stored)
     else:
-        options = {key: stored[key] for key in KEPT_HYPERPARAMETERS if key in stored}
+        hyper = stored["config"] if isinstance(stored.get("config"), Mapping) else stored
+        options = {key: hyper[key] for key in KEPT_HYPERPARAMETERS if key in hyper}
         inferred["options"] = inferred.get("options", {}) | options
-        own = {"text_encoder": stored["tokenizer"]} if isinstance(stored.get("tokenizer"), str) else {}
+        own = {"text_encoder": hyper["tokenizer"]} if isinstance(hyper.get("tokenizer"), str) else {}
     complete = {"format_version": FORMAT_VERSION, **extra, **inferred, **own}
     if "embed_dim" in complete["vision_encoder"]:
         complete["patch_merging"] = order
