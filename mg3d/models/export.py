@@ -45,7 +45,9 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-_PLACE = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\.\.?[\\/])")
+_PLACE = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\.\.?[\\/])|^[^\s/]+/[^\s/]+/[^\s]*$")
+"""An absolute or relative path; a hub id has one slash at most."""
+
 _DESCRIBED = ("spacing_mm", "crop_fractions_dhw", "window_hu", "axis_order")
 
 
@@ -201,7 +203,7 @@ def _config(own: OwnWeights, licence: Mapping[str, str], training_data: str) -> 
         "hidden_size": options.get("hidden_size"),
         "shared_space": _shared_space(own.tensors),
         "has_shared_space": bool(metadata.get("has_shared_space")),
-        "objectives": metadata.get("objectives") or [],
+        "objectives": metadata.get("objectives") or options.get("objectives") or [],
         "datasets": metadata.get("datasets") or [],
         "training_data": training_data or metadata.get("training_data") or "",
         "licence": {**licence, **recorded, **stated},
@@ -232,10 +234,22 @@ def _text_encoder(metadata: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shared_space(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+def _shared_space(tensors: Mapping[str, Tensor]) -> dict[str, int] | None:
     """Sizes of the heads of the shared image-text space; None without one."""
-    heads = {name: list(value.shape) for name, value in tensors.items() if name.startswith("image_text_itc_head.")}
-    return heads or None
+    shapes = {
+        part: [tuple(tensors[f"image_text_itc_head.{part}_proj.{layer}.weight"].shape) for layer in (0, 2)]
+        for part in ("image", "text")
+        if f"image_text_itc_head.{part}_proj.0.weight" in tensors
+    }
+    if len(shapes) < 2:
+        return None
+    (hidden, image_width), (embed_dim, _) = shapes["image"]
+    return {
+        "image_width": image_width,
+        "text_width": shapes["text"][0][1],
+        "hidden_dim": hidden,
+        "embed_dim": embed_dim,
+    }
 
 
 def _without_places(value: Any) -> Any:
@@ -244,7 +258,7 @@ def _without_places(value: Any) -> Any:
         return {key: _without_places(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_places(item) for item in value]
-    if isinstance(value, str) and _PLACE.match(value):
+    if isinstance(value, str) and _PLACE.search(value):
         return Path(value.replace("\\", "/")).name
     return value
 

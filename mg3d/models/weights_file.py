@@ -203,6 +203,7 @@ def save_weights(
     try:
         header = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True), DIGEST_KEY: tensor_digest(tensors)}
         save_file(tensors, partial, metadata=header)
+        partial.chmod(0o644)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -67,7 +67,8 @@ def test_config_preprocessor_and_card_say_what_is_needed(checkpoint: Path, tmp_p
     folder = export_folder(checkpoint, tmp_path / "m", licence="cc-by-nc-sa-4.0", training_data="240 phantom studies")
     model = read_folder(folder)
     config = model.config
-    assert config["has_shared_space"] and config["shared_space"] and "itc" in config["objectives"]
+    assert config["has_shared_space"] and "itc" in config["objectives"]
+    assert config["shared_space"] == {"image_width": 48, "text_width": 48, "hidden_dim": 512, "embed_dim": 256}
     assert config["source_commit"] == "0" * 40 and config["patch_merging"] == "legacy"
     assert config["text_encoder"]["name"] == "encoder" and config["text_encoder"]["tokenizer"] == "tokenizer"
     assert config["text_encoder"]["config"]["num_hidden_layers"] == 2 and model.tokenizer_dir is not None

@@ -100,7 +100,7 @@ def test_to_monai_and_back_with_the_encoder_blocks(tmp_path: Path) -> None:
     volume = torch.rand(1, 1, 32, 64, 32)
     with torch.no_grad():
         for ours, theirs in zip(encoder.eval()(volume), network.eval().swinViT(volume), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_genesis_weights_fit_the_unet(tmp_path: Path) -> None:

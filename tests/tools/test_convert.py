@@ -61,7 +61,7 @@ def test_a_published_file_reaches_swin_unetr_and_comes_back(tmp_path: Path, caps
     volume = torch.rand(1, 1, 32, 32, 64)
     with torch.no_grad():
         for ours, theirs in zip(source.eval()(volume), network.eval().swinViT(volume), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     torch.save(network.state_dict(), tmp_path / "trained.pt")
     back = run(capsys, tmp_path / "trained.pt", tmp_path / "own.pt", "--to", "mg3d", "--report", tmp_path / "r.json")
     assert (back["family"], back["loaded"], back["unexpected"], back["dropped"]) == ("swin_unetr", 129, 22, 8)
