@@ -67,6 +67,12 @@ def _add_geometry_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("geometry").add_argument
     add("--image-size", type=_positive_int, nargs=3, metavar=("D", "H", "W"), help="stored voxels (128 96 128)")
     add(
+        "--crop-fractions",
+        nargs="+",
+        metavar="F",
+        help="central part of each axis (D H W) that is kept (0.88 0.65625 0.875), or none for no crop",
+    )
+    add(
         "--store",
         choices=("crop", "native"),
         default="crop",
@@ -113,6 +119,14 @@ def _add_hounsfield_arguments(command: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="MM",
         help="intermediate spacing z y x in mm (1.5 0.75 0.75), or none",
+    )
+    add(
+        "--window-hu",
+        type=int,
+        nargs=2,
+        default=[-1000, 1000],
+        metavar=("LOW", "HIGH"),
+        help="values are clipped to these before resampling; training maps them to 0..1 (-1000 1000)",
     )
     add(
         "--rescale",

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mg3d.datasets.arrow_schema import INT16
 from mg3d.errors import DataError
-from mg3d.scans.geometry import Geometry
+from mg3d.scans.geometry import WHOLE, Geometry
 from prepro import splits
 from prepro.dry_run import dry_run
 from prepro.engines import create_engine
@@ -23,6 +24,8 @@ SCANS_WORTH_A_WORKER = 16
 RUN_ONLY = {"out", "workers", "scheduler", "shard", "on_bad", "dry_run", "caption_separator", "fragments"} | {
     "image_size",
     "target_spacing",
+    "crop_fractions",
+    "window_hu",
     "store",
 }
 """Options that leave no trace in the result, or are recorded under another name."""
@@ -118,32 +121,43 @@ def make_geometry(options: argparse.Namespace) -> Geometry:
         the geometry of every row.
 
     Raises:
-        DataError: ``--target-spacing`` is no spacing, or ``--store native`` has none to resample to.
+        DataError: a geometry option makes no sense, or ``--store native`` has no spacing to resample to.
     """
     size = tuple(options.image_size) if options.image_size else Geometry.size
+    crop = Geometry.crop_fractions
+    if options.crop_fractions:
+        crop = _three_or_none("--crop-fractions", options.crop_fractions, 0.05, 1) or WHOLE
     if options.dataset == "ctrg":
         if options.store == "native":
             message = "--store native resamples to a voxel size, and the slices of CTRG carry none"
             raise DataError(message, "pack CTRG with --store crop")
-        return Geometry(size=size, target_spacing_mm=None)
+        return Geometry(size=size, target_spacing_mm=None, crop_fractions=crop)
     if options.store == "native" and options.image_size:
         raise DataError("--image-size has no meaning for --store native", "leave it out: training resizes such rows")
     spacing = Geometry.target_spacing_mm
     if options.target_spacing:
-        spacing = _target_spacing(options.target_spacing)
-    return Geometry(size=size, target_spacing_mm=spacing, store=options.store)
+        spacing = _three_or_none("--target-spacing", options.target_spacing, 0.05, 20)
+    return Geometry(size, spacing, crop, options.store, _window(options.window_hu))
 
 
-def _target_spacing(words: list[str]) -> tuple[float, float, float] | None:
+def _window(limits: list[int]) -> tuple[int, int]:
+    low, high = limits
+    if not INT16.min <= low < high <= INT16.max:
+        remedy = f"give two whole numbers of HU between {INT16.min} and {INT16.max}, the lower first"
+        raise DataError(f"--window-hu {low} {high} is no window", remedy)
+    return low, high
+
+
+def _three_or_none(flag: str, words: list[str], least: float, most: float) -> tuple[float, float, float] | None:
     if [word.lower() for word in words] == ["none"]:
         return None
     try:
         values = [float(word) for word in words]
     except ValueError:
         values = []
-    if len(values) != 3 or not all(0.05 <= value <= 20 for value in values):
-        remedy = "give three millimetre values between 0.05 and 20 (z y x), or none"
-        raise DataError(f"--target-spacing {' '.join(words)} is not a spacing", remedy)
+    if len(values) != 3 or not all(least <= value <= most for value in values):
+        remedy = f"give three numbers between {least:g} and {most:g} (z y x), or none"
+        raise DataError(f"{flag} {' '.join(words)} cannot be used", remedy)
     return values[0], values[1], values[2]
 
 

@@ -72,9 +72,13 @@ class PackOptions:
     row_config: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self) -> dict[str, Any]:
-        """Everything that changes what rows hold, for manifests and digests."""
-        own = {"caption_separator": self.caption_separator, "fragments": self.fragments}
+    def settings(self, window: str) -> dict[str, Any]:
+        """Everything that changes what rows hold, for manifests and digests.
+
+        Args:
+            window: intensity window of the voxels, as the reader says.
+        """
+        own = {"caption_separator": self.caption_separator, "fragments": self.fragments, "window_hu": window}
         return {**self.row_config, **own, "geometry": self.geometry.metadata()}
 
 
@@ -116,7 +120,7 @@ def pack(reader: Reader, cases: Sequence[Case], exclusions: Sequence[Exclusion],
         EnvironmentProblem: the disk cannot hold the result, or another process writes the same files.
         RunFailedError: the disk or the engine failed on the way.
     """
-    plan = make_plan(cases, reader.corpus, options.settings(), options.rows_per_shard)
+    plan = make_plan(cases, reader.corpus, options.settings(reader.window), options.rows_per_shard)
     part = plan.part(options.shard)
     make_folder(options.out)
     lock = FileLock(options.out / f".{plan.corpus}.run.lock")
@@ -125,7 +129,7 @@ def pack(reader: Reader, cases: Sequence[Case], exclusions: Sequence[Exclusion],
         run = _Run(reader, plan, part, options)
         with explained(options.out, run.needed):
             run.write()
-            config = {**options.about.get("config", {}), **options.settings()}
+            config = {**options.about.get("config", {}), **options.settings(reader.window)}
             data_set = DataSet(tuple(exclusions), options.clean, {**options.about, "config": config})
             published = publish(options.out, plan, data_set, {split: run.statistics() for split in SPLITS})
         return run.summary(published)
@@ -222,8 +226,10 @@ class _Run:
     def _finish_complete(self) -> None:
         while self._open and not self._open[0].remaining:
             writer = self._open[0]
-            more = {"corpus": self._corpus, "code": code_version(), "config": self._options.settings()}
-            self._heads[writer.shard] = writer.finish(more)
+            config = self._options.settings(self._reader.window)
+            self._heads[writer.shard] = writer.finish(
+                {"corpus": self._corpus, "code": code_version(), "config": config}
+            )
             self._open.popleft()
 
     def _row(self, case: Case, split: str, packed: PackedImage) -> pa.RecordBatch:

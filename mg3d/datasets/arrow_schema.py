@@ -15,11 +15,12 @@ import pyarrow as pa
 from isal.isal_zlib import crc32  # the same sum as zlib's, ten times as fast
 
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
+from mg3d.datasets.volume import WINDOW_HU
 from mg3d.errors import DataError
 
+INT16: Final = np.iinfo(np.int16)
 FORMAT_VERSION: Final = "1"
 AXIS_ORDER: Final = "DHW=LPS(z,y,x)"
-WINDOW_HU_TEXT: Final = "[-1000,1000]"
 WINDOW_GREY_TEXT: Final = "grey8"
 IMAGE_DTYPES: Final[Mapping[str, np.dtype]] = {"int16": np.dtype("<i2"), "uint8": np.dtype("u1")}
 SPLITS: Final = ("train", "val", "test")
@@ -49,10 +50,39 @@ METADATA_KEYS: Final = tuple(
 Layout = Literal["mg3d", "published"]
 
 
+def window_text(window_hu: Sequence[int]) -> str:
+    """Return a window as the schema metadata hold it, for example ``[-1000,1000]``."""
+    return json.dumps([int(limit) for limit in window_hu], separators=(",", ":"))
+
+
+def parse_window(text: str, *, path: str = "") -> tuple[int, int] | None:
+    """Return the window that the schema metadata name.
+
+    Args:
+        text: ``mg3d.window_hu``.
+        path: name of the file, for the message.
+
+    Returns:
+        lower and upper limit in HU; None for 8-bit grey.
+
+    Raises:
+        DataError: neither two whole numbers of 16 bits, the lower first, nor ``grey8``.
+    """
+    if text == WINDOW_GREY_TEXT:
+        return None
+    try:
+        low, high = json.loads(text)
+    except (ValueError, TypeError):
+        low = high = None
+    if not (type(low) is int and type(high) is int and INT16.min <= low < high <= INT16.max):
+        raise DataError(f"intensity window {text[:40]!r} is no window", "pack the file again with prepro", path=path)
+    return low, high
+
+
 def make_schema(
     *,
     geometry: Mapping[str, Any],
-    window_hu: str = WINDOW_HU_TEXT,
+    window_hu: str = window_text(WINDOW_HU),
     spacing_mm: Sequence[float] | None = None,
     label_names: Sequence[str] = CT_RATE_LABELS,
 ) -> pa.Schema:
@@ -205,6 +235,7 @@ def _check_metadata(metadata: Mapping[bytes, bytes], path: str) -> None:
             path=path,
         )
     json.loads(metadata[b"mg3d.geometry"])
+    parse_window(metadata[b"mg3d.window_hu"].decode(), path=path)
     axis_order = metadata[b"mg3d.axis_order"].decode()
     if axis_order != AXIS_ORDER:
         raise DataError(f"axis order {axis_order}, expected {AXIS_ORDER}", "pack the file again with prepro", path=path)

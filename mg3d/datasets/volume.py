@@ -52,8 +52,12 @@ class Volume:
         return f"Volume(DHW {shape} {self.array.dtype}, spacing {spacing} mm, LPS, {memory:.1f} MiB)"
 
 
-def to_unit_range(array: np.ndarray) -> np.ndarray:
+def to_unit_range(array: np.ndarray, window_hu: tuple[int, int] = WINDOW_HU) -> np.ndarray:
     """Map stored voxels to float32 in [0, 1]: int16 HU through the window, uint8 grey by 1/255.
+
+    Args:
+        array: stored voxels, any shape.
+        window_hu: lower and upper limit of int16 voxels, as the file records it.
 
     Raises:
         TypeError: another dtype.
@@ -62,7 +66,7 @@ def to_unit_range(array: np.ndarray) -> np.ndarray:
         return np.divide(array, np.float32(255.0), dtype=np.float32)
     if array.dtype != np.int16:
         raise TypeError(f"stored voxels are int16 (HU) or uint8 (grey), got {array.dtype}")
-    low, high = WINDOW_HU
+    low, high = window_hu
     clipped = np.clip(array, np.int16(low), np.int16(high))
     out = np.subtract(clipped, np.float32(low), dtype=np.float32)
     out /= np.float32(high - low)

@@ -15,13 +15,14 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import torch
 
+from mg3d.datasets.arrow_schema import parse_window
 from mg3d.datasets.arrow_table import ArrowTable, row_text
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.published_pixels import decode_slices, load_npz
 from mg3d.datasets.report_text import FragmentSeparator, ReportEncoding, clean_text, encode_report
 from mg3d.datasets.seeding import sample_generator, sample_seed
 from mg3d.datasets.transforms import VolumeTransform, create_transform
-from mg3d.datasets.volume import PRETRAIN_SIZE_DHW, centre_crop, to_unit_range
+from mg3d.datasets.volume import PRETRAIN_SIZE_DHW, WINDOW_HU, centre_crop, to_unit_range
 from mg3d.errors import DataError
 
 BadSamplePolicy = Literal["raise", "skip"]
@@ -144,6 +145,7 @@ class VolumeReportDataset(torch.utils.data.Dataset):
         self.fixed_draws = fixed_draws
         self.transform: VolumeTransform = create_transform(transform_keys, size_dhw)
         self._crop_fractions = _native_crop(table)
+        self._window_hu = _window(table)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -205,7 +207,7 @@ class VolumeReportDataset(torch.utils.data.Dataset):
         rng = sample_generator(self.seed, epoch, place, "transform")
         image = values["image"]
         if isinstance(image, np.ndarray):
-            volume = self.transform(to_unit_range(self._cropped(image, values)), rng)
+            volume = self.transform(to_unit_range(self._cropped(image, values), self._window_hu), rng)
         elif image is None:
             volume = self.transform(load_npz(values["image_id"], self.image_root, self.size_dhw), rng)
         else:
@@ -255,6 +257,12 @@ def _native_crop(table: ArrowTable) -> tuple[float, ...] | None:
     """Centre crop that rows of whole volumes (``store=native``) still need; None where they hold the crop."""
     geometry = json.loads(table.metadata.get("mg3d.geometry", "{}"))
     return tuple(geometry["crop_fractions"]) if geometry.get("store") == "native" else None
+
+
+def _window(table: ArrowTable) -> tuple[int, int]:
+    """The window these files were packed with; each corpus keeps its own."""
+    recorded = table.metadata.get("mg3d.window_hu")
+    return (parse_window(recorded) if recorded else None) or WINDOW_HU
 
 
 class ConcatReports(torch.utils.data.Dataset):

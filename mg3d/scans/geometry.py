@@ -38,27 +38,36 @@ class Geometry:
     Attributes:
         size: output voxels (D, H, W); not used by ``native``.
         target_spacing_mm: spacing (z, y, x) of the intermediate resampling; None leaves it out.
-        crop_fractions: kept central part per axis (D, H, W); not used by ``native``.
+        crop_fractions: kept central part per axis (D, H, W); rows of ``native`` are cropped when they are read.
         store: what a row holds; ``crop`` is the pre-training crop, ``native`` the whole volume at the target spacing.
+        window_hu: values are clipped to these limits before any interpolation.
     """
 
     size: tuple[int, int, int] = PRETRAIN_SIZE_DHW
     target_spacing_mm: tuple[float, float, float] | None = TARGET_SPACING_MM
     crop_fractions: tuple[float, float, float] = CROP_FRACTIONS_DHW
     store: str = "crop"
+    window_hu: tuple[int, int] = WINDOW_HU
 
     def metadata(self) -> dict[str, Any]:
-        """Plain values for the Arrow schema and the manifest."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Plain values for the Arrow schema and the manifest; the window has an entry of its own there."""
+        grid = {key: value for key, value in asdict(self).items() if key != "window_hu"}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in grid.items()}
 
 
 def to_canonical(
-    voxels_xyz: np.ndarray, affine: np.ndarray, spacing_mm: Sequence[float], mode: str = "canonical", fill: float = 0.0
+    voxels_xyz: np.ndarray,
+    affine: np.ndarray,
+    spacing_mm: Sequence[float],
+    mode: str = "canonical",
+    fill: float = 0.0,
+    limits: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, tuple[float, float, float], float]:
     """Bring a stored array into canonical order.
 
     Flips and permutations are views and exact. Directions tilted by more than one degree are resampled (linear) onto
     canonical axes that hold the whole scan, unless ``mode`` is ``snap``, which only reorders as the published code.
+    Like every other interpolation this one sees clipped values (``limits``).
 
     Args:
         voxels_xyz: array [X,Y,Z].
@@ -66,6 +75,7 @@ def to_canonical(
         spacing_mm: voxel size along X, Y, Z.
         mode: ``canonical`` or ``snap``.
         fill: value outside the scan where resampling needs one.
+        limits: stored values to clip a tilted scan to before it is resampled, lower first; None leaves them.
 
     Returns:
         array [D,H,W], its spacing (z, y, x) in mm, and the tilt in degrees that was found.
@@ -81,10 +91,21 @@ def to_canonical(
         spacing_lps[int(world_axis)] = float(spacing_mm[axis])
     if tilt > MAX_TILT_DEGREES and mode == "canonical":
         stored_lps = [voxels_xyz.shape[axis] for axis in np.argsort(orientation[:, 0])]
-        voxels_lps = _resample_tilted(voxels_xyz, affine_lps, spacing_lps, stored_lps, fill)
+        clipped = voxels_xyz if limits is None else _clipped(voxels_xyz, *limits)
+        voxels_lps = _resample_tilted(clipped, affine_lps, spacing_lps, stored_lps, fill)
     else:
         voxels_lps = nib.apply_orientation(voxels_xyz, orientation)
     return voxels_lps.transpose(2, 1, 0), (spacing_lps[2], spacing_lps[1], spacing_lps[0]), tilt
+
+
+def _clipped(voxels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A clipped copy, of the stored type where that can hold the limits."""
+    if voxels.dtype.kind in "iu" and float(low).is_integer() and float(high).is_integer():
+        kind = np.iinfo(voxels.dtype)
+        lowest, highest = (min(max(int(limit), kind.min), kind.max) for limit in (low, high))
+        return np.clip(voxels, lowest, highest)
+    values = voxels.astype(np.float32)
+    return np.clip(values, low, high, out=values)
 
 
 def tilt_degrees(affine: np.ndarray) -> float:

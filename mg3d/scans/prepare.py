@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from nibabel.orientations import io_orientation
 
-from mg3d.datasets.volume import WINDOW_HU
 from mg3d.errors import DataError
 from mg3d.scans.geometry import RAS_TO_LPS, Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
 from mg3d.scans.hounsfield import Rescale, decide_rescale
@@ -20,6 +19,7 @@ from mg3d.scans.raw_volume import DOWNLOAD_AGAIN, RawVolume, check_spacing
 
 MAX_NONFINITE_SHARE = 0.1
 SPACING_TOLERANCE = 0.02
+AIR_HU = -1000
 
 Triple = tuple[float, float, float]
 
@@ -29,7 +29,7 @@ class PreparedScan:
     """One scan on its final grid.
 
     Attributes:
-        voxels_hu: [D,H,W] in HU, clipped to the window, canonical order; float32, or int16 when asked for.
+        voxels_hu: [D,H,W] in HU, clipped to the geometry's window, canonical order; float32, or int16 when asked for.
         spacing_mm: (z, y, x) of this grid.
         record: what was decided on the way, plain values: rescale, spacing and its source, orientation, tilt, filled
             voxels, stored shape and spacing, digest of the source.
@@ -55,9 +55,12 @@ def prepare_scan(
 ) -> PreparedScan:
     """Bring a scan as stored to HU on the grid of ``geometry``.
 
+    Values are clipped to the window before any interpolation, that of tilted scans included: metal must not bleed
+    into its neighbours.
+
     Args:
         raw: from :func:`mg3d.scans.read.read_scan`; voxels that are not finite are overwritten in place.
-        geometry: the grid to end on; ``store="native"`` keeps the whole resampled volume.
+        geometry: the grid to end on, and the window; ``store="native"`` keeps the whole resampled volume.
         rescale: ``auto`` looks at the voxels, ``apply`` and ``skip`` obey (:mod:`mg3d.scans.hounsfield`).
         table_rescale: slope and intercept of a metadata table; ignored where the format itself promises HU.
         table_spacing_mm: (z, y, x) of a metadata table, used where the header has no voxel size.
@@ -77,10 +80,11 @@ def prepare_scan(
     if not scale.plausible:
         warnings.append("values do not look like a chest CT in HU")
     affine = raw.affine if source == "header" else _with_voxel_size(raw.affine, spacing_xyz)
-    air = (WINDOW_HU[0] - scale.intercept) / scale.slope
-    canonical, spacing_mm, tilt = to_canonical(raw.voxels_xyz, affine, spacing_xyz, orientation, air)
+    low, high, air = _as_stored(scale, *geometry.window_hu, max(AIR_HU, geometry.window_hu[0]))
+    limits = min(low, high), max(low, high)
+    canonical, spacing_mm, tilt = to_canonical(raw.voxels_xyz, affine, spacing_xyz, orientation, air, limits)
     plans = plan_axes(canonical.shape, spacing_mm, geometry)
-    values_hu = resample_crop(canonical, plans, scale.slope, scale.intercept, dtype=dtype)
+    values_hu = resample_crop(canonical, plans, scale.slope, scale.intercept, geometry.window_hu, dtype)
     record = {
         "rescale": scale.decision,
         "spacing": source,
@@ -92,6 +96,10 @@ def prepare_scan(
         "source_sha256": raw.source_sha256,
     }
     return PreparedScan(values_hu, grid_spacing(plans), record, (*warnings, *raw.warnings))
+
+
+def _as_stored(scale: Rescale, *values_hu: float) -> list[float]:
+    return [(value - scale.intercept) / scale.slope for value in values_hu]
 
 
 def fill_nonfinite(raw: RawVolume) -> int:

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from mg3d.datasets.arrow_schema import window_text
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
@@ -62,7 +63,11 @@ class CtRateReader:
 
     corpus: ClassVar[str] = "clm_ct_rate"
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
-    window: ClassVar[str] = "[-1000,1000]"
+
+    @property
+    def window(self) -> str:
+        """Intensity window of the voxels, as in the schema metadata."""
+        return window_text(self.geometry.window_hu)
 
     def find_cases(self) -> CaseList:
         """List the volumes of both official splits that have a report.

@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mg3d.datasets.arrow_schema import WINDOW_GREY_TEXT
 from mg3d.datasets.report_text import MIN_WORDS
-from mg3d.datasets.volume import CTRG_DEPTH_RANGE, TARGET_SPACING_MM, ctrg_stack, quantise_grey
+from mg3d.datasets.volume import CROP_FRACTIONS_DHW, CTRG_DEPTH_RANGE, TARGET_SPACING_MM, ctrg_stack, quantise_grey
 from mg3d.errors import DataError
 from mg3d.scans.byte_stream import digest_of_files
 from mg3d.scans.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
@@ -62,7 +63,7 @@ class CtrgReader:
 
     corpus: ClassVar[str] = "clm_chest_ctrg"
     label_names: ClassVar[tuple[str, ...]] = ()
-    window: ClassVar[str] = "grey8"
+    window: ClassVar[str] = WINDOW_GREY_TEXT
 
     def find_cases(self) -> CaseList:
         """List the annotated scans whose files exist, in annotation order.
@@ -155,11 +156,11 @@ class CtrgReader:
         rows, columns = slices.shape
         crop = tuple(int(n * part) for n, part in zip((rows, columns), self.geometry.crop_fractions[1:], strict=True))
         try:
-            unit = ctrg_stack(slices, self.geometry.size, crop)[:, 0]
+            unit = ctrg_stack(slices, self.geometry.size, crop, self._depth_range())[:, 0]
         except ValueError as problem:
             raise DataError(str(problem), "check the slice files", path=str(case.source[0].parent)) from problem
-        kept = int(CTRG_DEPTH_RANGE[1] * len(slices)) - int(CTRG_DEPTH_RANGE[0] * len(slices))
-        extents = [n * s for n, s in zip((kept, *crop), self._assumed_spacing(), strict=True)]
+        first, last = (int(part * len(slices)) for part in self._depth_range())
+        extents = [n * s for n, s in zip((last - first, *crop), self._assumed_spacing(), strict=True)]
         spacing = tuple(extent / size for extent, size in zip(extents, self.geometry.size, strict=True))
         record = {"slices": len(slices), "slice_shape_HW": [rows, columns], "spacing": "assumed"}
         record |= {"first_slice": case.source[0].name, "last_slice": case.source[-1].name}
@@ -187,6 +188,12 @@ class CtrgReader:
         record = {"stored_shape_DHW": list(stored.shape), "order": self.nifti_order}
         record["source_sha256"] = raw.source_sha256
         return PackedImage(np.rint(grey).astype(np.uint8), grid_spacing(plans), record)
+
+    def _depth_range(self) -> tuple[float, float]:
+        fraction = self.geometry.crop_fractions[0]
+        if fraction == CROP_FRACTIONS_DHW[0]:
+            return CTRG_DEPTH_RANGE  # as written in the published code; computed, it would round differently
+        return (1 - fraction) / 2, (1 + fraction) / 2
 
     def _assumed_spacing(self) -> tuple[float, float, float]:
         return self.assumed_spacing_mm or TARGET_SPACING_MM

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from mg3d.datasets.arrow_schema import window_text
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
@@ -72,7 +73,11 @@ class OwnDataReader:
     assumed_spacing_mm: tuple[float, float, float] | None = None
 
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
-    window: ClassVar[str] = "[-1000,1000]"
+
+    @property
+    def window(self) -> str:
+        """Intensity window of the voxels, as in the schema metadata."""
+        return window_text(self.geometry.window_hu)
 
     def find_cases(self) -> CaseList:
         """List the rows whose volume exists, in the order of the table.

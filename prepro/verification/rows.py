@@ -15,11 +15,10 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mg3d.datasets.arrow_schema import WINDOW_GREY_TEXT
+from mg3d.datasets.arrow_schema import parse_window
 from mg3d.datasets.labels import UNKNOWN_LABEL
 from mg3d.datasets.report_text import clean_text
-from mg3d.datasets.volume import WINDOW_HU
-from mg3d.scans.hounsfield import MIN_AIR_SHARE, MIN_TISSUE_SHARE, tissue_shares
+from mg3d.scans.hounsfield import AIR_HU, MIN_AIR_SHARE, MIN_TISSUE_SHARE, TISSUE_HU, tissue_shares
 from prepro.verification.findings import Finding, Severity, finding
 
 SECTIONS: Final = ("findings", "impression")
@@ -117,8 +116,8 @@ def _voxel_problems(image_DHW: np.ndarray, geometry: Mapping[str, Any], window: 
     size = [int(value) for value in geometry.get("size", ())]
     if geometry.get("store") != "native" and list(image_DHW.shape) != size:
         yield "shape_differs", f"shape {list(image_DHW.shape)}, the geometry says {size}"
-    grey = window == WINDOW_GREY_TEXT
-    if image_DHW.dtype != (np.uint8 if grey else np.int16):
+    window_hu = parse_window(window)
+    if image_DHW.dtype != (np.uint8 if window_hu is None else np.int16):
         yield "type_differs", f"type {image_DHW.dtype}, the window is {window}"
         return
     slices = image_DHW.reshape(len(image_DHW), -1)
@@ -130,8 +129,8 @@ def _voxel_problems(image_DHW: np.ndarray, geometry: Mapping[str, Any], window: 
     empty = int(np.count_nonzero(lows == highs))
     if empty > MAX_EMPTY_SLICES * len(slices):
         yield "empty_slices", f"{empty} of {len(slices)} slices hold one single value"
-    if not grey:
-        yield from _hounsfield_problems(image_DHW, low, high)
+    if window_hu is not None:
+        yield from _hounsfield_problems(image_DHW, (low, high), window_hu)
 
 
 def _slice_problems(slices: Sequence[bytes] | None) -> Iterator[Problem]:
@@ -144,11 +143,17 @@ def _slice_problems(slices: Sequence[bytes] | None) -> Iterator[Problem]:
             return
 
 
-def _hounsfield_problems(image_DHW: np.ndarray, low: int, high: int) -> Iterator[Problem]:
-    if low < WINDOW_HU[0] or high > WINDOW_HU[1]:
-        yield "outside_window", f"values {low}..{high} HU, the window is {WINDOW_HU[0]}..{WINDOW_HU[1]}"
+def _hounsfield_problems(
+    image_DHW: np.ndarray, values_hu: tuple[int, int], window_hu: tuple[int, int]
+) -> Iterator[Problem]:
+    (low, high), (lowest, highest) = values_hu, window_hu
+    if low < lowest or high > highest:
+        yield "outside_window", f"values {low}..{high} HU, the window is {lowest}..{highest}"
     air, tissue = tissue_shares(image_DHW[::SHARE_STEP, ::SHARE_STEP, ::SHARE_STEP])
-    if air < MIN_AIR_SHARE or tissue < MIN_TISSUE_SHARE:
+    # a window that cuts a tissue off says nothing about it
+    no_air = lowest <= AIR_HU[1] and air < MIN_AIR_SHARE
+    no_tissue = lowest <= TISSUE_HU[1] and highest >= TISSUE_HU[0] and tissue < MIN_TISSUE_SHARE
+    if no_air or no_tissue:
         yield "implausible_hu", f"values {low}..{high}: {air:.1%} look like air or lung, {tissue:.1%} like soft tissue"
 
 

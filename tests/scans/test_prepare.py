@@ -15,6 +15,7 @@ from scan_files import axial_series, itk_image, save_volume, signed_permutations
 from mg3d.errors import DataError
 from mg3d.scans.geometry import Geometry
 from mg3d.scans.prepare import PreparedScan, prepare_scan
+from mg3d.scans.raw_volume import RawVolume
 from mg3d.scans.read import read_scan
 
 AS_STORED = Geometry(store="native", target_spacing_mm=None)
@@ -227,3 +228,34 @@ def test_an_image_that_says_nothing_of_directions_counts_as_lps(tmp_path: Path) 
     scan = _prepared(tmp_path / "a.mha")
     np.testing.assert_array_equal(scan.voxels_hu, np.clip(chest(), -1000, 1000).transpose(2, 1, 0))
     assert (scan.record["orientation"], scan.spacing_mm) == ("assumed LPS", (3.0, 2.5, 2.0))
+
+
+@pytest.mark.parametrize("tilt", [0.0, 20.0])
+@pytest.mark.parametrize("scale", [(1.0, 0.0), (0.5, -300.0)], ids=["whole limits", "broken limits"])
+def test_every_interpolation_sees_clipped_values(tilt: float, scale: tuple[float, float]) -> None:
+    angle = np.radians(tilt)
+    affine = np.diag([-2.0, -2.5, 3.0, 1.0])
+    affine[:2, :2] = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ affine[:2, :2]
+    stored = ((chest().astype(np.float64) - scale[1]) / scale[0]).astype(np.int16)
+    metal = stored.copy()
+    metal[10:14, 12:15, 8:12] = 30_000
+    clipped = np.clip(metal * scale[0] + scale[1], -161, 239).astype(np.float32)
+    geometry = Geometry(size=(24, 20, 22), window_hu=(-161, 239))
+    raws = [
+        RawVolume(metal, affine, (2.0, 2.5, 3.0), *scale, oriented=True),
+        RawVolume(clipped, affine, (2.0, 2.5, 3.0), 1.0, 0.0, oriented=True),
+    ]
+    found, wanted = (prepare_scan(raw, geometry, rescale="skip") for raw in raws)
+    assert found.record["tilt_degrees"] == pytest.approx(tilt, abs=0.01)
+    np.testing.assert_allclose(found.voxels_hu, wanted.voxels_hu, atol=1e-2)
+    assert found.voxels_hu.min() == pytest.approx(-161, abs=1e-3)
+    assert found.voxels_hu.max() == pytest.approx(239, abs=40)
+
+
+def test_around_a_tilted_scan_lies_air_whatever_the_window() -> None:
+    affine = np.diag([-2.0, -2.5, 3.0, 1.0])
+    affine[:2, :2] = np.array([[0.8, -0.6], [0.6, 0.8]]) @ affine[:2, :2]
+    raw = RawVolume(chest() + np.int16(500), affine, (2.0, 2.5, 3.0), 1.0, -500.0, oriented=True)
+    for window, corner in (((-3000, 3000), -1000), ((-160, 240), -160)):
+        scan = prepare_scan(raw, replace(AS_STORED, window_hu=window))
+        assert scan.voxels_hu[0, 0, 0] == corner

@@ -39,11 +39,16 @@ def noise(seed: int, shape: Sequence[int] = SHAPE_DHW) -> np.ndarray:
 
 
 def write_rows(
-    path: Path, rows: Sequence[dict[str, Any]], *, grey: bool = False, compression: str | None = None
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    *,
+    grey: bool = False,
+    compression: str | None = None,
+    window: str = "[-1000,1000]",
 ) -> Path:
     geometry = {"crop_fractions": [1, 1, 1], "size": list(SHAPE_DHW), "target_spacing_mm": None, "store": "crop"}
     names = [] if grey else CT_RATE_LABELS
-    schema = make_schema(geometry=geometry, label_names=names, window_hu="grey8" if grey else "[-1000,1000]")
+    schema = make_schema(geometry=geometry, label_names=names, window_hu="grey8" if grey else window)
     path.parent.mkdir(parents=True, exist_ok=True)
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:

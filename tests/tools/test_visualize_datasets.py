@@ -174,6 +174,22 @@ def test_windows_are_drawn_and_the_wanted_one_shows_first(arrows: Path, tmp_path
     assert viewer["data-window"] == "own"
 
 
+def test_the_full_window_is_that_of_the_file(tmp_path: Path, capsys: Capture) -> None:
+    volume = np.where(marked() > 0, 240, -160).astype(np.int16)
+    rows = [{"image": volume, "image_id": "narrow"}]
+    source = write_rows(tmp_path / "clm_ct_rate_train.arrow", rows, window="[-160,240]")
+    source.with_suffix(".manifest.json").write_text(
+        json.dumps({"corpus": "clm_ct_rate", "config": {"window_hu": "[-160,240]", "geometry": {"size": [9, 8, 7]}}})
+    )
+    draw(capsys, source, tmp_path / "out", "--window", "full")
+    drawn = frames(tmp_path / "out", "narrow", "axial", "full")
+    assert (drawn.min(), drawn.max()) == (0, 255)
+    text = page_of(tmp_path / "out", "narrow").all_text
+    assert "-160 to 240 HU" in text
+    index = Page(tmp_path / "out" / "index.html").all_text
+    assert "window hu" in index and "9 8 7" in index
+
+
 def test_grey_volumes_have_one_window(gallery: Path) -> None:
     folder = next(path for path in (gallery / "studies").iterdir() if (path / "axial-grey.png").is_file())
     assert {path.name for path in folder.iterdir()} == {

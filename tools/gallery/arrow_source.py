@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from mg3d.datasets.arrow_files import find_arrow_files
+from mg3d.datasets.arrow_schema import parse_window
 from mg3d.datasets.arrow_table import ArrowTable, row_text
 from mg3d.datasets.published_pixels import decode_slices
-from mg3d.datasets.volume import TARGET_SPACING_MM, quantise_grey
+from mg3d.datasets.volume import TARGET_SPACING_MM, WINDOW_HU, quantise_grey
 from mg3d.errors import DataError
 from tools.gallery.items import Problem, Study, Voxels
 
@@ -119,12 +120,7 @@ class ArrowSource:
         row = file.table.row(study.number - file.first)
         image = row["image"]
         if isinstance(image, np.ndarray):
-            record = file.record(study.image_id)
-            facts = {"row checksum (crc32)": f"{row['row_crc32']:08x}", "stored part": _geometry(file.table)}
-            facts |= {words: record[key] for key, words in _RECORDED.items() if key in record}
-            warnings = tuple(str(words) for words in record.get("warnings") or ())
-            assumed = record.get("spacing") == "assumed"
-            return Voxels(image, _triple(row["spacing_mm"]), facts, warnings, "row checksum fits", assumed)
+            return _packed_voxels(row, file, file.record(study.image_id))
         if image is None:
             raise DataError("the row holds a path, no pixels", "pack it with prepro", case_id=study.image_id)
         grey = quantise_grey(decode_slices(image, study.image_id))
@@ -137,6 +133,22 @@ class ArrowSource:
 
     def _file(self, number: int) -> _File:
         return next(file for file in reversed(self.files) if file.first <= number)
+
+
+def _packed_voxels(row: dict[str, Any], file: _File, record: dict[str, Any]) -> Voxels:
+    facts = {"row checksum (crc32)": f"{row['row_crc32']:08x}", "stored part": _geometry(file.table)}
+    window_hu = parse_window(file.table.metadata["mg3d.window_hu"])
+    if window_hu is not None:
+        facts["clipped to"] = f"{window_hu[0]:,} to {window_hu[1]:,} HU"
+    return Voxels(
+        row["image"],
+        _triple(row["spacing_mm"]),
+        facts | {words: record[key] for key, words in _RECORDED.items() if key in record},
+        tuple(str(words) for words in record.get("warnings") or ()),
+        "row checksum fits",
+        record.get("spacing") == "assumed",
+        window_hu or WINDOW_HU,
+    )
 
 
 def _open_text(path: Path) -> pa.ipc.RecordBatchFileReader:

@@ -21,6 +21,7 @@ from tools.gallery.items import Problem, Source, Study, Ticket, Voxels, choose
 from tools.gallery.overview import index_values
 from tools.gallery.pages import Card, Pages, StudyView, plan_panes
 from tools.gallery.slices import (
+    FULL_WINDOW,
     GREY_WINDOW,
     HU_WINDOWS,
     SHOWN_WINDOWS,
@@ -28,6 +29,7 @@ from tools.gallery.slices import (
     draw_overview,
     draw_strip,
     draw_thumbnail,
+    full_window,
     pixel_mm,
 )
 from tools.gallery.statistics import DatasetStatistics, summarise
@@ -171,7 +173,9 @@ def draw_pictures(voxels: Voxels, folder: Path, window: Window) -> StudyView:
     """
     array, spacing = voxels.array, voxels.spacing_mm
     shown = GREY_WINDOW if voxels.unit == "grey" else window
-    windows = _windows(shown)
+    if shown == FULL_WINDOW:
+        shown = full_window(voxels.window_hu)
+    windows = _windows(shown, full_window(voxels.window_hu))
     panes = plan_panes(array.shape, spacing, pixel_mm(array.shape, spacing))
     for pane in panes:
         for item in windows:
@@ -182,10 +186,10 @@ def draw_pictures(voxels: Voxels, folder: Path, window: Window) -> StudyView:
     return StudyView(voxels, summarise(voxels), panes, windows, shown, folder.name, list(voxels.warnings))
 
 
-def _windows(shown: Window) -> tuple[Window, ...]:
+def _windows(shown: Window, full: Window) -> tuple[Window, ...]:
     if shown == GREY_WINDOW:
         return (GREY_WINDOW,)
-    standard = [HU_WINDOWS[key] for key in SHOWN_WINDOWS]
+    standard = [full if key == FULL_WINDOW.key else HU_WINDOWS[key] for key in SHOWN_WINDOWS]
     return tuple(standard if shown in standard else [shown, *standard])
 
 

@@ -14,9 +14,12 @@ _FIGURE: Final = re.compile(r"-?\d[\d.,x]*|'[^']*'|\([^)]*\)")
 _SETTINGS: Final = (
     "split_protocol",
     "store",
+    "size",
+    "target_spacing_mm",
+    "crop_fractions",
+    "window_hu",
     "rescale",
     "orientation",
-    "target_spacing",
     "empty_report",
     "seed",
     "limit",
@@ -97,8 +100,11 @@ class Facts:
 
     def _add_settings(self, manifest: Mapping[str, Any]) -> None:
         config = manifest.get("config")
+        config = config if isinstance(config, Mapping) else {}
+        geometry = config.get("geometry")
+        config = {**config, **geometry} if isinstance(geometry, Mapping) else config
         for name in _SETTINGS:
-            if isinstance(config, Mapping) and config.get(name) is not None:
+            if config.get(name) is not None:
                 value = config[name]
                 shown = " ".join(str(part) for part in value) if isinstance(value, list) else str(value)
                 self.settings[name.replace("_", " ")] = shown

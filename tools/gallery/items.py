@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from mg3d.datasets.volume import WINDOW_HU
 from mg3d.errors import DataError
 
 MAX_LISTED_IDS = 3
@@ -65,6 +66,7 @@ class Voxels:
         warnings: oddities a person should look at.
         checked: what was verified while reading.
         assumed_spacing: the millimetres are a convention, not a measurement.
+        window_hu: HU values were clipped to when the volume was packed.
     """
 
     array: np.ndarray
@@ -73,6 +75,7 @@ class Voxels:
     warnings: tuple[str, ...] = ()
     checked: str = ""
     assumed_spacing: bool = False
+    window_hu: tuple[int, int] = WINDOW_HU
 
     @property
     def unit(self) -> str:

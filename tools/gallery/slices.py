@@ -61,8 +61,15 @@ HU_WINDOWS: Final = {
     "bone": Window("bone", 400, 1800),
     "full": Window("full", 0, 2000),
 }
+FULL_WINDOW: Final = HU_WINDOWS["full"]
 SHOWN_WINDOWS: Final = ("lung", "mediastinum", "full")
 GREY_WINDOW: Final = Window("grey", 127.5, 255)
+
+
+def full_window(limits_hu: tuple[float, float]) -> Window:
+    """The window that shows every value between two limits, lower first."""
+    low, high = limits_hu
+    return Window(FULL_WINDOW.key, (low + high) / 2, high - low)
 
 
 @dataclass(frozen=True)
