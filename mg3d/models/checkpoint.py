@@ -360,8 +360,8 @@ def _assign(
         if key in translation.dropped and (foreign or key not in target):
             report.dropped[key] = translation.dropped[key]
             continue
-        wanted = translation.names.get(key, key)
-        name = next((name for name in _candidates(wanted) if name in target and name not in assigned), None)
+        places = (key, *_candidates(translation.names.get(key, key)))
+        name = next((name for name in places if name in target and name not in assigned), None)
         if name is None and key.endswith(CONSTANT_SUFFIXES):
             report.dropped[key] = CONSTANT
         elif name is None:

@@ -24,14 +24,15 @@ from mg3d.models.checkpoint import (
     says_merging,
     stored_merging,
 )
+from mg3d.models.nnunet_format import describe_encoder, stated_architecture
 from mg3d.models.vision_encoders import encoder_from_metadata
 from mg3d.models.weight_maps import CONSTANT_SUFFIXES, NEVER_CALLED, Translation, translate
 from mg3d.models.weight_shapes import ENCODER_PREFIX, infer_encoder, infer_network
-from mg3d.models.weights_file import FORMAT_VERSION, WeightsFile, read_weights_file
+from mg3d.models.weights_file import FORMAT_VERSION, NNUNET_KEY, WeightsFile, read_weights_file
 
 KEPT_HYPERPARAMETERS = ("max_text_len", "hidden_size", "num_top_layer", "fusion_variant", "itc_embed_dim")
 
-_ENCODER_ENTRY = re.compile(r"(patch_embed|layers\d+|proj_head|down_tr\d+)\.")
+_ENCODER_ENTRY = re.compile(r"(patch_embed|layers\d+|proj_head|down_tr\d+|encoder\.stem|encoder\.stages)\.")
 _SEGMENTATION_BLOCK = re.compile(r"encoder\d+\.")
 
 
@@ -103,9 +104,9 @@ def own_name(name: str, family: str) -> str | None:
         return ENCODER_PREFIX + name.removeprefix("swinViT.")
     if family == "swin_unetr":
         return ENCODER_PREFIX + name if _SEGMENTATION_BLOCK.match(name) else None
-    if family in ("swin", "unet"):
+    if family in ("swin", "unet", "nnunet"):
         return ENCODER_PREFIX + name if _ENCODER_ENTRY.match(name) else None
-    return None if family in ("swin_simmim", "nnunet") else name
+    return None if family == "swin_simmim" else name
 
 
 def meta_encoder(metadata: Mapping[str, Any]) -> nn.Module:
@@ -123,6 +124,10 @@ def _describe(
     pcrlv2 = NEVER_CALLED in translation.dropped.values()
     stored, inferred = file.metadata, infer_network(tensors)
     inferred["vision_encoder"] = infer_encoder(tensors, order, batch_statistics=not pcrlv2)
+    architecture = stated_architecture(stored.get(NNUNET_KEY) or {})
+    if architecture:
+        with torch.device("meta"):  # the encoder's own description has more keys than nnU-Net's plans
+            inferred["vision_encoder"] = encoder_from_metadata(describe_encoder(architecture)).metadata()
     if isinstance(stored.get("vision_encoder"), Mapping):
         own = dict(stored)
     else:

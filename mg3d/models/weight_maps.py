@@ -74,7 +74,10 @@ _DROPS: Mapping[str, _Rules] = {
     ),
     "unet": ((r"^head\.", NEVER_CALLED),),
     "swin_simmim": ((r"^encoder\.(mask_token|norm\.)", MASK_TOKEN),),
-    "nnunet": ((r"^decoder\.encoder\.", STORED_TWICE),),
+    "nnunet": (
+        (r"^decoder\.encoder\.", STORED_TWICE),
+        (r"\.all_modules\.", STORED_TWICE),
+    ),
     "meter": (
         (r"^(vit_model|vision_encoder)\.", TWO_DIMENSIONAL),
         (r"^cross_modal_image_(transform|pooler)\.", OF_TWO_DIMENSIONAL),

@@ -13,11 +13,9 @@ import torch
 
 from mg3d.datasets.stored_geometry import published_geometry
 from mg3d.datasets.volume import PRETRAIN_SIZE_DHW
-from mg3d.errors import CheckpointError
 from mg3d.models.checkpoint import match_tensors
 from mg3d.models.conversion import OwnWeights, read_own_weights, to_swin_unetr
 from mg3d.models.export import TOKENIZER_NAME, export_folder
-from mg3d.models.vision_encoders import encoder_from_metadata
 from mg3d.models.weight_shapes import ENCODER_PREFIX
 from mg3d.models.weights_file import METADATA_KEY, save_weights, write_sidecar
 
@@ -126,13 +124,8 @@ def _swin_unetr(own: OwnWeights, options: Namespace) -> dict[str, Any]:
 def _nnunet(own: OwnWeights, options: Namespace) -> dict[str, Any]:
     from mg3d.models.nnunet_format import to_nnunet
 
-    described = own.metadata["vision_encoder"]
-    if not described:
-        raise CheckpointError(f"{options.file} holds no image encoder", "only nnU-Net encoders fit nnU-Net")
-    encoder = encoder_from_metadata(described)
     prefix = ENCODER_PREFIX
-    state = {name.removeprefix(prefix): value for name, value in own.tensors.items() if name.startswith(prefix)}
-    encoder.load_state_dict(state)
+    encoder = {name.removeprefix(prefix): value for name, value in own.tensors.items() if name.startswith(prefix)}
     content = to_nnunet(encoder, own.metadata, options.classes)
     metadata = {key: own.metadata[key] for key in ("format_version", "vision_encoder")}
     _save_torch(content | {METADATA_KEY: metadata}, options.out)
