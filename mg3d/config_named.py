@@ -55,6 +55,12 @@ _TINY: dict[str, Any] = {
     "eval_bootstrap": 20,
 }
 
+
+def _encoder(name: str, width: int | None = None) -> dict[str, Any]:
+    """Choose an encoder; the width that an earlier word gave belongs to another encoder and is replaced."""
+    return {"vision_encoder": name, "input_image_embed_size": width}
+
+
 # (what it does, its keys); the first line is what `print_named_configs` shows.
 NAMED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "task_pretrain_ptunifier": ("published pre-training on CTRG-Chest", _PUBLISHED_PRETRAINING),
@@ -94,10 +100,12 @@ NAMED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "RoBERTa large text encoder",
         {"tokenizer": "roberta-large", "vocab_size": 50265, "input_text_embed_size": 1024},
     ),
-    "swin_b": ("3-D Swin-B image encoder", {"vision_encoder": "swin_b"}),
-    "swin_l": ("3-D Swin-L image encoder", {"vision_encoder": "swin_l"}),
-    "unet": ("3-D UNet image encoder (normalises by the batch)", {"vision_encoder": "unet"}),
-    "unet_pcrlv2": ("3-D UNet image encoder with ordinary batch norm", {"vision_encoder": "unet_pcrlv2"}),
+    "swin_b": ("3-D Swin-B image encoder", _encoder("swin_b")),
+    "swin_l": ("3-D Swin-L image encoder", _encoder("swin_l")),
+    "unet": ("3-D UNet image encoder (normalises by the batch)", _encoder("unet")),
+    "unet_pcrlv2": ("3-D UNet image encoder with ordinary batch norm", _encoder("unet_pcrlv2")),
+    "nnunet": ("plain nnU-Net image encoder, weights move to and from nnU-Net v2", _encoder("nnunet", 320)),
+    "nnunet_resenc": ("residual nnU-Net image encoder (ResEnc M)", _encoder("nnunet_resenc", 320)),
     "demo": (
         "small run on phantom studies, minutes on two cores, with evaluation",
         _TINY

@@ -24,7 +24,7 @@ __all__ = ["DATASETS", "LATER_LOSSES", "LOSSES", "MG3DConfig", "config_defaults"
 LOSSES = ("sen_mlm", "swin_unetr_mim", "local_itc", "itc", "itm")
 LATER_LOSSES = ("mlm", "mim", "umlm", "umim", "vqa", "cls", "mlc", "irtr", "clm")
 DATASETS = ("clm_chest_ctrg", "clm_ct_rate", "clm_own", "clm_own_*")
-VISION_ENCODERS = ("swin_b", "swin_l", "unet", "unet_pcrlv2")
+VISION_ENCODERS = ("swin_b", "swin_l", "unet", "unet_pcrlv2", "nnunet", "nnunet_resenc")
 PRECISIONS = (16, 32, "bf16")
 PUBLISHED_WEIGHTS = {"sen_mlm": 1.0, "swin_unetr_mim": 1.0, "local_itc": 0.1, "itc": 0.0, "itm": 0.0}
 _TINY_SWIN = {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}
@@ -33,6 +33,8 @@ TINY_ENCODERS: dict[str, dict[str, Any]] = {
     "swin_l": _TINY_SWIN | {"proj_hidden_dim": 48, "proj_out_dim": 48},
     "unet": {"base_width": 4},
     "unet_pcrlv2": {"base_width": 4},
+    "nnunet": {"features_per_stage": [4, 8, 16, 32, 40, 40]},
+    "nnunet_resenc": {"features_per_stage": [4, 8, 16, 32, 40, 40], "blocks_per_stage": 1},
 }
 
 

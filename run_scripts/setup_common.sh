@@ -18,6 +18,7 @@ install() { # install FILE [pip option ...]: at once when FILE has not changed s
   echo "$sum" >"$stamp" || true
 }
 install requirements.txt
+install requirements-nodeps.txt --no-deps
 # CPU runs keep their memory between steps and ask for huge pages: the values of mg3d/training/environment.py.
 if [[ ! -e /dev/nvidia0 ]]; then
   : "${THP_MEM_ALLOC_ENABLE:=1}" "${MALLOC_ARENA_MAX:=1}" "${MALLOC_MMAP_MAX_:=0}"

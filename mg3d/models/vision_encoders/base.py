@@ -48,7 +48,15 @@ class VisionEncoder(nn.Module, ABC):
 
     @abstractmethod
     def metadata(self) -> dict[str, Any]:
-        """Describe the architecture in plain types, as stored beside the weights."""
+        """Describe the architecture in plain types, as stored beside the weights; see ``encoder_from_metadata``."""
+
+    def pool(self, vol_B1DHW: Tensor) -> Tensor:
+        """Encode volumes to one vector each, ``[B, E]``: the mean of their tokens."""
+        return self.tokens(vol_B1DHW).mean(dim=1)
+
+    def parameter_count(self) -> int:
+        """Number of trainable and frozen weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, vol_B1DHW: Tensor, normalize: bool = True) -> list[Tensor]:
         """Same as :meth:`forward_features`, so that decoders can use the encoder as a plain backbone."""
@@ -69,6 +77,14 @@ def channel_norm(map_BCDHW: Tensor) -> Tensor:
 def map_to_tokens(map_BEDHW: Tensor) -> Tensor:
     """Flatten a feature map to tokens ``[B, N, E]`` in D-major order."""
     return map_BEDHW.flatten(2).transpose(1, 2)
+
+
+def pad_to_multiple(vol_B1DHW: Tensor, stride: Sequence[int]) -> Tensor:
+    """Append zeros to each axis until its size is a multiple of ``stride``."""
+    missing = [-size % step for size, step in zip(vol_B1DHW.shape[2:], stride, strict=True)]
+    if not any(missing):
+        return vol_B1DHW
+    return functional.pad(vol_B1DHW, (0, missing[2], 0, missing[1], 0, missing[0]))
 
 
 def check_volume(vol_B1DHW: Tensor) -> None:

@@ -6,9 +6,10 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
-from mg3d.errors import ConfigError
+from mg3d.errors import ConfigError, EnvironmentProblem
 from mg3d.models.vision_encoders.base import VisionEncoder
 
 VISION_ENCODERS: dict[str, tuple[str, str]] = {
@@ -16,10 +17,17 @@ VISION_ENCODERS: dict[str, tuple[str, str]] = {
     "swin_l": ("mg3d.models.vision_encoders.swin", "build_swin_l"),
     "unet": ("mg3d.models.vision_encoders.unet", "build_unet"),
     "unet_pcrlv2": ("mg3d.models.vision_encoders.unet", "build_unet_pcrlv2"),
+    "nnunet": ("mg3d.models.vision_encoders.nnunet", "build_nnunet"),
+    "nnunet_resenc": ("mg3d.models.vision_encoders.nnunet", "build_nnunet_resenc"),
 }
 """Registry name -> (module, builder)."""
 
-_ENCODER_CLASS = {"mg3d.models.vision_encoders.swin": "SwinEncoder", "mg3d.models.vision_encoders.unet": "UNetEncoder"}
+_ENCODER_CLASS = {
+    "mg3d.models.vision_encoders.swin": "SwinEncoder",
+    "mg3d.models.vision_encoders.unet": "UNetEncoder",
+    "mg3d.models.vision_encoders.nnunet": "NNUNetEncoder",
+}
+_INSTALL = {"dynamic_network_architectures": "pip install --no-deps -r requirements-nodeps.txt"}
 
 
 class UnknownEncoderError(ConfigError, ValueError):
@@ -43,17 +51,15 @@ def create_vision_encoder(
     Raises:
         UnknownEncoderError: unknown name or option (also a ``ValueError``); the message names the nearest one.
         ValueError: sizes that do not fit together.
+        EnvironmentProblem: the encoder's library is not installed.
     """
-    if name not in VISION_ENCODERS:
-        raise UnknownEncoderError(*_explain("vision_encoder", name, list(VISION_ENCODERS)))
-    module_name, builder = VISION_ENCODERS[name]
-    module = import_module(module_name)
-    accepted = _options_of(module_name)
+    module = _import_family(name)
+    accepted = _options_of(module)
     for option in options:
         if option not in accepted or option == "name":
             names = [each for each in accepted if each not in ("name", "patch_merging", "gradient_checkpointing")]
             raise UnknownEncoderError(*_explain(f"option of the encoder {name!r}", option, names))
-    return getattr(module, builder)(
+    return getattr(module, VISION_ENCODERS[name][1])(
         patch_merging=patch_merging, gradient_checkpointing=gradient_checkpointing, **options
     )
 
@@ -70,11 +76,10 @@ def encoder_from_metadata(metadata: Mapping[str, Any]) -> VisionEncoder:
     Raises:
         UnknownEncoderError: the described encoder does not exist here.
         ValueError: sizes that do not fit together.
+        EnvironmentProblem: the encoder's library is not installed.
     """
     name = str(metadata.get("name"))
-    if name not in VISION_ENCODERS:
-        raise UnknownEncoderError(*_explain("vision_encoder", name, list(VISION_ENCODERS)))
-    accepted = _options_of(VISION_ENCODERS[name][0])
+    accepted = _options_of(_import_family(name))
     options = {key: value for key, value in metadata.items() if key in accepted and key != "name"}
     if "proj_dims" in metadata:
         hidden, out = metadata["proj_dims"] or (0, 0)
@@ -82,8 +87,23 @@ def encoder_from_metadata(metadata: Mapping[str, Any]) -> VisionEncoder:
     return create_vision_encoder(name, **options)
 
 
-def _options_of(module_name: str) -> list[str]:
-    encoder_class = getattr(import_module(module_name), _ENCODER_CLASS[module_name])
+def _import_family(name: str) -> ModuleType:
+    if name not in VISION_ENCODERS:
+        raise UnknownEncoderError(*_explain("vision_encoder", name, list(VISION_ENCODERS)))
+    try:
+        return import_module(VISION_ENCODERS[name][0])
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in ("", "mg3d"):
+            raise
+        raise EnvironmentProblem(
+            f"vision_encoder={name}: its package {package} is not installed",
+            _INSTALL.get(package, "pip install -r requirements.txt"),
+        ) from error
+
+
+def _options_of(module: ModuleType) -> list[str]:
+    encoder_class = getattr(module, _ENCODER_CLASS[module.__name__])
     return list(inspect.signature(encoder_class.__init__).parameters)[1:]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mg3d.models.vision_encoders.base import VisionEncoder, channel_norm, check_volume, map_to_tokens
+from mg3d.models.vision_encoders.base import VisionEncoder, channel_norm, check_volume, map_to_tokens, pad_to_multiple
 
 STAGE_NAMES = ("down_tr64", "down_tr128", "down_tr256", "down_tr512")
 
@@ -125,7 +125,7 @@ class UNetEncoder(VisionEncoder):
             Maps ``[B, C_k, D_k, H_k, W_k]``, finest first.
         """
         check_volume(vol_B1DHW)
-        hidden = _pad_to_multiple(vol_B1DHW, self.stride)
+        hidden = pad_to_multiple(vol_B1DHW, self.stride)
         maps: list[Tensor] = []
         for k, stage in enumerate(STAGE_NAMES):
             if k:
@@ -190,10 +190,3 @@ def _frozen_statistics(stage: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
-
-
-def _pad_to_multiple(vol_B1DHW: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    missing = [-size % step for size, step in zip(vol_B1DHW.shape[2:], stride, strict=True)]
-    if not any(missing):
-        return vol_B1DHW
-    return functional.pad(vol_B1DHW, (0, missing[2], 0, missing[1], 0, missing[0]))
