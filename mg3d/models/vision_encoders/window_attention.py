@@ -25,6 +25,8 @@ CUDA_MAP_BYTES = 2**30
 """Attention maps worked on at a time on a GPU: few kernel launches."""
 CPU_MAP_BYTES = 2**20
 """The same for each core of a CPU: about its own cache."""
+CPU_GATHER_BYTES = 2**23
+"""Queries, keys and values copied out of the grid at a time on a CPU, where one layer of windows is smaller."""
 
 
 class GridWindowAttention(WindowAttention):
@@ -73,9 +75,9 @@ class _Attention(torch.autograd.Function):
             for group, bias_APK in zip(groups, biases, strict=True):
                 for q, k, v, place in _windows(qkv, padding_2Ad, group, bias_APK):
                     out = torch.empty_like(q)
-                    for head, some, maps in _chunks(bias_APK, q):
-                        attention = _attention(q[head, some], k[head, some], bias_APK[head], scale, maps)
-                        torch.bmm(attention.to(v.dtype), v[head, some], out=out[head, some])
+                    for part, maps in _chunks(bias_APK, q):
+                        attention = _attention(q[part], k[part], bias_APK[part[0]], scale, maps)
+                        torch.bmm(attention.to(v.dtype), v[part].flatten(0, 1), out=out[part].flatten(0, 1))
                     _scatter(out, group, result, place)
         ctx.save_for_backward(qkv, padding_2Ad, result, *biases)
         ctx.groups, ctx.scale = groups, scale
@@ -106,17 +108,16 @@ def _backward_windows(
     q, k, v = qkv
     grad_q, grad_k, grad_v = (torch.empty_like(each) for each in qkv)
     other = None
-    for head, some, maps in _chunks(bias, q):
-        attention = _attention(q[head, some], k[head, some], bias[head], scale, maps)
-        part = grad[head, some]
-        torch.bmm(attention.to(part.dtype).transpose(1, 2), part, out=grad_v[head, some])
+    for part, maps in _chunks(bias, q):
+        attention = _attention(q[part], k[part], bias[part[0]], scale, maps)
         other = torch.empty_like(maps) if other is None or len(other) < len(maps) else other
-        slope = _product(part, v[head, some], other[: len(maps)]).sub_(inner[head, some]).mul_(attention)
-        for each in slope.unbind(0) if len(slope) <= 4 else (slope.sum(0),):
-            grad_bias[head] += each
+        q_, k_, v_, grad_ = (each[part].flatten(0, 1) for each in (q, k, v, grad))
+        torch.bmm(attention.to(grad_.dtype).transpose(1, 2), grad_, out=grad_v[part].flatten(0, 1))
+        slope = _product(grad_, v_, other[: len(maps)]).sub_(inner[part].flatten(0, 1)).mul_(attention)
+        grad_bias[part[0]] += slope.unflatten(0, inner[part].shape[:2]).sum(1) if len(slope) > 1 else slope
         slope = slope.to(q.dtype)
-        torch.bmm(slope, k[head, some], out=grad_q[head, some])
-        torch.bmm(slope.transpose(1, 2), q[head, some], out=grad_k[head, some])
+        torch.bmm(slope, k_, out=grad_q[part].flatten(0, 1))
+        torch.bmm(slope.transpose(1, 2), q_, out=grad_k[part].flatten(0, 1))
     return grad_q.mul_(scale), grad_k.mul_(scale), grad_v
 
 
@@ -132,26 +133,33 @@ def _product(a_MPd: Tensor, b_MKd: Tensor, out_MPK: Tensor) -> Tensor:
     return out_MPK.copy_(torch.bmm(a_MPd, b_MKd.transpose(1, 2)))
 
 
-def _attention(q_MPd: Tensor, k_MKd: Tensor, bias_PK: Tensor, scale: float, maps_MPK: Tensor) -> Tensor:
-    """Softmax weights written to ``maps``: memory that stays in the cache."""
-    if q_MPd.dtype == maps_MPK.dtype:
-        torch.baddbmm(bias_PK.expand_as(maps_MPK), q_MPd, k_MKd.transpose(1, 2), alpha=scale, out=maps_MPK)
+def _attention(q_AMPd: Tensor, k_AMKd: Tensor, bias_APK: Tensor, scale: float, maps: Tensor) -> Tensor:
+    """Softmax weights ``[A * M, P, K]`` written to ``maps``: memory that stays in the cache."""
+    q, k = q_AMPd.flatten(0, 1), k_AMKd.flatten(0, 1).transpose(1, 2)
+    maps.unflatten(0, q_AMPd.shape[:2]).copy_(bias_APK[:, None])
+    if q.dtype == maps.dtype:
+        maps.baddbmm_(q, k, alpha=scale)
     else:
-        torch.add(bias_PK, torch.bmm(q_MPd * scale, k_MKd.transpose(1, 2)), out=maps_MPK)
-    return torch.softmax(maps_MPK, dim=-1, out=maps_MPK)
+        maps.add_(torch.bmm(q * scale, k))
+    return torch.softmax(maps, dim=-1, out=maps)
 
 
-def _chunks(bias_APK: Tensor, q_AMPd: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-    """Head, windows and room for their maps, in portions that fit the cache."""
+Part = tuple[slice, slice]
+
+
+def _chunks(bias_APK: Tensor, q_AMPd: Tensor) -> Iterator[tuple[Part, Tensor]]:
+    """Heads and windows, in portions whose maps fit the cache, and room ``[A * M, P, K]`` for them."""
     heads, windows = q_AMPd.shape[:2]
     on_cpu = bias_APK.device.type == "cpu"
     budget = CPU_MAP_BYTES * torch.get_num_threads() if on_cpu else CUDA_MAP_BYTES
-    step = min(windows, max(1, budget // (bias_APK[0].numel() * bias_APK.element_size())))
-    maps = bias_APK.new_empty(step, *bias_APK.shape[1:])
-    for head in range(heads):
+    fitting = max(1, budget // (bias_APK[0].numel() * bias_APK.element_size()))
+    # several heads only with all windows: their parts of the operands are then contiguous
+    head_step, step = (min(heads, fitting // windows), windows) if fitting >= windows else (1, fitting)
+    room = bias_APK.new_empty(head_step * step, *bias_APK.shape[1:])
+    for head in range(0, heads, head_step):
         for start in range(0, windows, step):
-            some = slice(start, min(start + step, windows))
-            yield head, some, maps[: some.stop - start]
+            part = slice(head, min(head + head_step, heads)), slice(start, min(start + step, windows))
+            yield part, room[: (part[0].stop - head) * (part[1].stop - start)]
 
 
 Place = tuple[slice, slice]
@@ -172,11 +180,14 @@ def _windows(
 
 
 def _places(qkv: Tensor, group: WindowGroup) -> Iterator[Place]:
-    if qkv.device.type != "cpu":
+    """Samples and layers of windows whose operands are gathered at a time."""
+    samples, layers = len(qkv), group.runs[0].count
+    layer_bytes = group.windows(qkv)[0, 0].numel() * qkv.element_size()
+    if qkv.device.type != "cpu" or samples * layers * layer_bytes <= CPU_GATHER_BYTES:
         yield slice(None), slice(None)
         return
-    for sample in range(len(qkv)):
-        for layer in range(group.runs[0].count):
+    for sample in range(samples):
+        for layer in range(layers):
             yield slice(sample, sample + 1), slice(layer, layer + 1)
 
 
@@ -184,7 +195,7 @@ def _gather(grid_BDHWAd: Tensor, group: WindowGroup, place: Place) -> Tensor:
     """Windows at a place as contiguous ``[A, M, P, d]``."""
     view = group.windows(grid_BDHWAd)[place]
     heads, width = view.shape[-2:]
-    return view.movedim(-2, 0).reshape(heads, -1, len(group.positions), width)
+    return view.movedim(-2, 0).reshape(heads, -1, len(group.positions), width).contiguous()
 
 
 def _scatter(part_AMPd: Tensor, group: WindowGroup, grid_BDHWAd: Tensor, place: Place) -> None:
