@@ -215,7 +215,7 @@ def _view_values(view: StudyView | None) -> dict[str, Any]:
         empty: dict[str, Any] = dict.fromkeys(("panes", "geometry", "checks", "warnings", "windows"), ())
         return empty | {"window": None, "unit": "", "folder": "", "histogram": "", "assumed": False}
     return {
-        "panes": [_pane_values(pane, scale_bar_mm(min(item.width_mm for item in view.panes))) for pane in view.panes],
+        "panes": [pane_values(pane, scale_bar_mm(min(item.width_mm for item in view.panes))) for pane in view.panes],
         "windows": view.windows,
         "window": view.shown,
         "unit": view.voxels.unit,
@@ -228,7 +228,13 @@ def _view_values(view: StudyView | None) -> dict[str, Any]:
     }
 
 
-def _pane_values(pane: Pane, bar_mm: int) -> dict[str, Any]:
+def pane_values(pane: Pane, bar_mm: int) -> dict[str, Any]:
+    """What the template ``pane.html`` shows of one plane.
+
+    Args:
+        pane: from :func:`plan_panes`.
+        bar_mm: length of the scale bar, the same in all panes.
+    """
     middle = pane.positions.index(min(pane.positions, key=lambda place: abs(place - pane.size // 2)))
     place = pane.positions[middle]
     origin = _ORIGINS[pane.plane.name]

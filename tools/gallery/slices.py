@@ -22,7 +22,7 @@ STRIP_PIXELS: Final = 2_000_000
 MAX_FRAMES: Final = 32
 SCALE_BAR_STEPS_MM: Final = (200, 100, 50, 20, 10, 5, 2, 1)
 _GAP_PX: Final = 8
-_INK: Final = 235
+_INK: Final = "#ebebeb"
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def annotate(frame: Image.Image, plane: Plane, step_mm: float, length_mm: int) -
     """Write the four direction letters and a scale bar of true length into a picture.
 
     Args:
-        frame: 8-bit picture, changed in place.
+        frame: grey or colour picture, changed in place.
         plane: which letters.
         step_mm: size of a pixel.
         length_mm: length of the scale bar.
@@ -204,12 +204,12 @@ def annotate(frame: Image.Image, plane: Plane, step_mm: float, length_mm: int) -
     places = {(width // 2, 4): (top, "mt"), (width - 5, height // 2): (right, "rm")}
     places |= {(width // 2, height - 4): (bottom, "mb"), (5, height // 2): (left, "lm")}
     for place, (letter, anchor) in places.items():
-        pen.text(place, letter, fill=_INK, font=font, anchor=anchor, stroke_width=2, stroke_fill=0)
+        pen.text(place, letter, fill=_INK, font=font, anchor=anchor, stroke_width=2, stroke_fill="black")
     bar = max(round(length_mm / step_mm), 1)
     row = height - 12
-    pen.rectangle((9, row - 1, 10 + bar, row + 3), fill=0)
-    pen.rectangle((10, row, 10 + bar - 1, row + 2), fill=255)
-    pen.text((10, row - 4), f"{length_mm} mm", fill=_INK, font=font, anchor="lb", stroke_width=2, stroke_fill=0)
+    pen.rectangle((9, row - 1, 10 + bar, row + 3), fill="black")
+    pen.rectangle((10, row, 10 + bar - 1, row + 2), fill="white")
+    pen.text((10, row - 4), f"{length_mm} mm", fill=_INK, font=font, anchor="lb", stroke_width=2, stroke_fill="black")
 
 
 def draw_thumbnail(voxels: np.ndarray, spacing_mm: Sequence[float], window: Window) -> Image.Image:

@@ -56,7 +56,7 @@ if (viewer) {
   const cross = viewer.querySelector(".cross");
   const draw = () => {
     for (const [name, pane] of Object.entries(panes)) {
-      pane.strip.style.setProperty("--frame", pane.slider.value);
+      pane.screen.style.setProperty("--frame", pane.slider.value);
       const millimetres = Math.round(position(name) * pane.step);
       pane.output.textContent = `${position(name) + 1} of ${pane.size}, ${millimetres} mm ${pane.figure.dataset.from}`;
       const [across, down] = [pane.figure.querySelector(".line.h"), pane.figure.querySelector(".line.v")];
@@ -66,6 +66,7 @@ if (viewer) {
       across.dataset.plane = lines[name][0];
       down.dataset.plane = lines[name][1];
     }
+    viewer.dispatchEvent(new Event("drawn"));
   };
   const go = (name, along) => {
     const pane = panes[name];
