@@ -6,6 +6,7 @@ turns the array to canonical directions and resamples it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,7 @@ def prepare_scan(
     assumed_spacing_mm: Triple | None = None,
     orientation: str = "canonical",
     dtype: type[np.generic] = np.float32,
+    grid: Callable[[Sequence[int], Triple], Geometry] | None = None,
 ) -> PreparedScan:
     """Bring a scan as stored to HU on the grid of ``geometry``.
 
@@ -67,6 +69,7 @@ def prepare_scan(
         assumed_spacing_mm: (z, y, x) used where neither header nor table has one.
         orientation: ``canonical`` or ``snap`` (:func:`mg3d.scans.geometry.to_canonical`).
         dtype: of the result; ``np.int16``, the stored form, rounds plane by plane, so that no float volume is made.
+        grid: chooses the grid by the canonical shape (D, H, W) and spacing (z, y, x) in place of ``geometry``'s.
 
     Returns:
         the scan in HU with the record of what was done.
@@ -83,7 +86,7 @@ def prepare_scan(
     low, high, air = _as_stored(scale, *geometry.window_hu, max(AIR_HU, geometry.window_hu[0]))
     limits = min(low, high), max(low, high)
     canonical, spacing_mm, tilt = to_canonical(raw.voxels_xyz, affine, spacing_xyz, orientation, air, limits)
-    plans = plan_axes(canonical.shape, spacing_mm, geometry)
+    plans = plan_axes(canonical.shape, spacing_mm, grid(canonical.shape, spacing_mm) if grid else geometry)
     values_hu = resample_crop(canonical, plans, scale.slope, scale.intercept, geometry.window_hu, dtype)
     record = {
         "rescale": scale.decision,

@@ -109,13 +109,14 @@ def _locate(name_or_dir: str, probe: str = "config.json") -> tuple[str, dict[str
         return str(path), {"local_files_only": True}
     if path.is_absolute() or name_or_dir.startswith((".", "~")) or name_or_dir.count("/") > 1 or path.exists():
         raise EnvironmentProblem(f"the text encoder directory {name_or_dir} does not exist", _local_mend(name_or_dir))
-    if _is_cached(name_or_dir, probe) or _hub_is_off():
+    if _is_cached(name_or_dir, probe) or hub_is_off():
         return name_or_dir, {"local_files_only": True}
     _probe_hub(name_or_dir, probe)
     return name_or_dir, {}
 
 
-def _hub_is_off() -> bool:
+def hub_is_off() -> bool:
+    """Whether an environment variable forbids asking the hub."""
     from huggingface_hub import constants
 
     switches = (os.environ.get("HF_HUB_OFFLINE", ""), os.environ.get("TRANSFORMERS_OFFLINE", ""))
@@ -133,7 +134,20 @@ def _is_cached(name: str, file: str) -> bool:
 
 
 def _probe_hub(name: str, file: str) -> None:
-    """Ask once whether the hub answers at all, in a side thread: name resolution has no time limit of its own."""
+    ask_hub(name, file, _local_mend(name))
+
+
+def ask_hub(name: str, file: str, mend: str) -> None:
+    """Ask once whether the hub answers at all, in a side thread: name resolution has no time limit of its own.
+
+    Args:
+        name: hub id.
+        file: a file that it must hold.
+        mend: what to do without the hub.
+
+    Raises:
+        EnvironmentProblem: no answer within :data:`HUB_DEADLINE_S`, or an error.
+    """
     from huggingface_hub import get_session, hf_hub_url
 
     outcome: list[Exception | None] = []
@@ -149,9 +163,9 @@ def _probe_hub(name: str, file: str) -> None:
     worker.start()
     worker.join(HUB_DEADLINE_S)
     if not outcome:
-        raise EnvironmentProblem(f"the hub did not answer within {HUB_DEADLINE_S:g} s for {name!r}", _local_mend(name))
+        raise EnvironmentProblem(f"the hub did not answer within {HUB_DEADLINE_S:g} s for {name!r}", mend)
     if outcome[0] is not None:
-        raise EnvironmentProblem(f"cannot reach the hub for {name!r}: {_first_line(outcome[0])}", _local_mend(name))
+        raise EnvironmentProblem(f"cannot reach the hub for {name!r}: {_first_line(outcome[0])}", mend)
 
 
 def _guarded(name: str, load: Any, source: str, **options: Any) -> Any:
