@@ -79,7 +79,7 @@ def build_network(described: Mapping[str, Any], classes: int, deep_supervision: 
         from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
     except ImportError as error:
         raise EnvironmentProblem(
-            "dynamic-network-architectures is not installed", "pip install --no-deps dynamic-network-architectures"
+            "dynamic-network-architectures is not installed", "pip install --no-deps -r requirements-nodeps.txt"
         ) from error
     _check_class(described)
     kind = PlainConvUNet if described["network_class_name"] == PLAIN_CLASS else ResidualEncoderUNet

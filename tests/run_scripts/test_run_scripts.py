@@ -30,8 +30,8 @@ class Stage:
         (self.home / "bin").mkdir(parents=True)
         for name in SCRIPTS:
             shutil.copy(repository / "run_scripts" / name, self.root / "run_scripts" / name)
-        for name in ("requirements.txt", "requirements-test.txt", "requirements-test-nodeps.txt"):
-            (self.root / name).write_text(f"# {name}\n")
+        for name in ("", "-nodeps", "-test", "-test-nodeps"):
+            (self.root / f"requirements{name}.txt").write_text(f"# {name}\n")
         for name in ("python", "nvidia-smi"):
             self.command(name, PYTHON_STUB if name == "python" else "#!/bin/sh\nexit 9\n")
 
@@ -76,6 +76,7 @@ def test_requirements_are_installed_once_and_again_when_they_change(tmp_path: Pa
     stage = Stage(tmp_path, repository)
     first = stage.run("pretrain.sh", "tiny")
     assert first[0].startswith("<python><-m><pip><install><--quiet><-r><requirements.txt>")
+    assert "<--no-deps><-r><requirements-nodeps.txt>" in first[1]
     assert not any("<pip>" in call for call in stage.run("pretrain.sh", "tiny"))
     (stage.root / "requirements.txt").write_text("numpy>=2\n")
     assert "<pip>" in stage.run("pretrain.sh", "tiny")[0]

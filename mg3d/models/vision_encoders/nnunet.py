@@ -1,8 +1,8 @@
 """nnU-Net encoders, plain and residual, built from nnU-Net's own blocks so that weights move both ways.
 
 No published MG-3D source defines its "nn-UNet": these are NOT reference-compatible (spec pretraining 6.3), the layout
-is nnU-Net v2's. A parameter ``stages.X`` here is ``encoder.stages.X`` in nnU-Net's ``PlainConvUNet`` and
-``ResidualEncoderUNet`` (``stem.X`` is ``encoder.stem.X``).
+is nnU-Net v2's. Parameters carry the names that they have in nnU-Net's ``PlainConvUNet`` and ``ResidualEncoderUNet``
+(``encoder.stem.*``, ``encoder.stages.*``); files of nnU-Net are :mod:`mg3d.models.nnunet_format`.
 
 The blocks come from the package dynamic-network-architectures. Shape suffixes: B batch, C channels, D/H/W volume axes,
 N tokens, E token width.
@@ -10,7 +10,7 @@ N tokens, E token width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,8 +35,6 @@ _LAYERS: dict[str, Any] = {
     "conv_bias": True,
     "norm_op": nn.InstanceNorm3d,
     "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-    "dropout_op": None,
-    "dropout_op_kwargs": None,
     "nonlin": nn.LeakyReLU,
     "nonlin_kwargs": {"inplace": True},
 }
@@ -87,9 +85,7 @@ class NNUNetEncoder(VisionEncoder):
         self.kernel_sizes = _triples(kernel_sizes, count, "kernel_sizes")
         self.blocks_per_stage = _counts(blocks_per_stage, count, "blocks_per_stage")
         self.out_channels, self.stride = self.stage_channels[-1], _total(self.stage_strides)
-        encoder = _build(self)
-        self.stem: nn.Module | None = getattr(encoder, "stem", None)
-        self.stages: nn.Sequential = encoder.stages
+        self.encoder = _build(self)
         self.register_state_dict_post_hook(_leave_out_aliases)
         self.register_load_state_dict_pre_hook(_fill_in_aliases)
 
@@ -109,10 +105,10 @@ class NNUNetEncoder(VisionEncoder):
         check_volume(vol_B1DHW)
         self.token_grid(vol_B1DHW.shape[2:])
         hidden = pad_to_multiple(vol_B1DHW, self.stride)
-        if self.stem is not None:
-            hidden = self._run_stage(self.stem, hidden)
+        if isinstance(self.encoder, ResidualEncoder):
+            hidden = self._run_stage(self.encoder.stem, hidden)
         maps: list[Tensor] = []
-        for stage in self.stages:
+        for stage in self.encoder.stages:
             hidden = self._run_stage(stage, hidden)
             maps.append(hidden)
         return [channel_norm(each) for each in maps] if normalize else maps
@@ -167,35 +163,6 @@ def build_nnunet_resenc(patch_merging: str = "legacy", **options: Any) -> NNUNet
     return NNUNetEncoder(**({"name": RESIDUAL} | options))
 
 
-def plans_architecture(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole segmentation network that nnU-Net builds around an encoder, as its plans files spell it.
-
-    Args:
-        metadata: description of the encoder, see :meth:`NNUNetEncoder.metadata`.
-
-    Returns:
-        ``network_class_name``, ``arch_kwargs`` and ``_kw_requires_import``: the entry ``architecture`` of a
-        configuration in ``plans.json``, with nnU-Net's usual decoder.
-    """
-    residual, count = metadata["name"] == RESIDUAL, len(metadata["features_per_stage"])
-    sizes = {key: metadata[key] for key in ("features_per_stage", "kernel_sizes", "strides")}
-    depths = {
-        _blocks_key(residual): metadata["blocks_per_stage"],
-        "n_conv_per_stage_decoder": [1 if residual else 2] * (count - 1),
-    }
-    layers = {key: f"{value.__module__}.{value.__name__}" for key, value in _LAYERS.items() if isinstance(value, type)}
-    network = "ResidualEncoderUNet" if residual else "PlainConvUNet"
-    return {
-        "network_class_name": f"dynamic_network_architectures.architectures.unet.{network}",
-        "arch_kwargs": {"n_stages": count, **sizes, **depths, **_LAYERS, **layers},
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
-
-
-def _blocks_key(residual: bool) -> str:
-    return "n_blocks_per_stage" if residual else "n_conv_per_stage"
-
-
 def _build(encoder: NNUNetEncoder) -> PlainConvEncoder | ResidualEncoder:
     """Encoder module of an nnU-Net with nnU-Net's initial weights."""
     residual = encoder.name == RESIDUAL
@@ -206,7 +173,7 @@ def _build(encoder: NNUNetEncoder) -> PlainConvEncoder | ResidualEncoder:
         kernel_sizes=encoder.kernel_sizes,
         strides=encoder.stage_strides,
         return_skips=True,
-        **{_blocks_key(residual): encoder.blocks_per_stage},
+        **{"n_blocks_per_stage" if residual else "n_conv_per_stage": encoder.blocks_per_stage},
         **_LAYERS,
     )
     built.apply(InitWeights_He(1e-2))
