@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
-from typing import NoReturn
+
+from prepro.entry import Parser, natural
 
 DESCRIPTION = """Pack CT-RATE, CTRG-Chest or your own scans into the Arrow files that pre-training reads.
 
@@ -22,14 +22,9 @@ CORPUS_NAME = re.compile(r"clm_own(_[a-z0-9]+)*(?<!_train)(?<!_val)(?<!_test)")
 SHARD_OF = re.compile(r"(\d+)/(\d+)")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n  mend: see {Path(sys.argv[0]).name} --help\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line: one sub-command per data set."""
-    parser = _Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="dataset", required=True, metavar="{ct_rate,ctrg,own}")
     ct_rate = commands.add_parser("ct_rate", help="CT-RATE: NIfTI volumes with report, label and metadata tables")
     ctrg = commands.add_parser("ctrg", help="CTRG-Chest: slice images or NIfTI volumes with an annotation JSON")
@@ -104,9 +99,9 @@ def _add_text_arguments(command: argparse.ArgumentParser) -> None:
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("run").add_argument
-    add("--workers", type=_natural, default=0, help="processes that read scans; 0 chooses")
+    add("--workers", type=natural, default=0, help="processes that read scans; 0 chooses")
     add("--scheduler", metavar="ADDRESS", help="read scans on a running Dask cluster, for example tcp://host:8786")
-    add("--rows-per-shard", type=_natural, default=0, metavar="N", help="rows per arrow; 0 writes one file per split")
+    add("--rows-per-shard", type=natural, default=0, metavar="N", help="rows per arrow; 0 writes one file per split")
     add("--shard", type=_shard, metavar="I/N", help="write the I-th of N parts of the shards, counted from 1")
     add("--on-bad", choices=("skip", "stop"), default="skip", help="an unusable scan: leave it out, or end the run")
     add("--dry-run", action="store_true", help="count, time a few scans, estimate time and disk; write nothing")
@@ -159,15 +154,8 @@ def _add_own_arguments(command: argparse.ArgumentParser) -> None:
     add("--corpus", type=_corpus, default="clm_own", help="clm_own or clm_own_NAME: first part of the file names")
 
 
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
-
-
 def _positive_int(text: str) -> int:
-    value = int(text)
+    value = natural(text)
     if value < 1:
         raise ValueError(text)
     return value

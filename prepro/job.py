@@ -126,7 +126,7 @@ def make_geometry(options: argparse.Namespace) -> Geometry:
     size = tuple(options.image_size) if options.image_size else Geometry.size
     crop = Geometry.crop_fractions
     if options.crop_fractions:
-        crop = _three_or_none("--crop-fractions", options.crop_fractions, 0.05, 1) or WHOLE
+        crop = _three_or_none("--crop-fractions", options.crop_fractions, (0.05, 1), "a crop") or WHOLE
     if options.dataset == "ctrg":
         if options.store == "native":
             message = "--store native resamples to a voxel size, and the slices of CTRG carry none"
@@ -136,7 +136,7 @@ def make_geometry(options: argparse.Namespace) -> Geometry:
         raise DataError("--image-size has no meaning for --store native", "leave it out: training resizes such rows")
     spacing = Geometry.target_spacing_mm
     if options.target_spacing:
-        spacing = _three_or_none("--target-spacing", options.target_spacing, 0.05, 20)
+        spacing = _three_or_none("--target-spacing", options.target_spacing, (0.05, 20), "a spacing")
     return Geometry(size, spacing, crop, options.store, _window(options.window_hu))
 
 
@@ -148,16 +148,18 @@ def _window(limits: list[int]) -> tuple[int, int]:
     return low, high
 
 
-def _three_or_none(flag: str, words: list[str], least: float, most: float) -> tuple[float, float, float] | None:
+def _three_or_none(
+    flag: str, words: list[str], limits: tuple[float, float], kind: str
+) -> tuple[float, float, float] | None:
     if [word.lower() for word in words] == ["none"]:
         return None
     try:
         values = [float(word) for word in words]
     except ValueError:
         values = []
-    if len(values) != 3 or not all(least <= value <= most for value in values):
-        remedy = f"give three numbers between {least:g} and {most:g} (z y x), or none"
-        raise DataError(f"{flag} {' '.join(words)} cannot be used", remedy)
+    if len(values) != 3 or not all(limits[0] <= value <= limits[1] for value in values):
+        remedy = f"give three numbers between {limits[0]:g} and {limits[1]:g} (z y x), or none"
+        raise DataError(f"{flag} {' '.join(words)} is not {kind}", remedy)
     return values[0], values[1], values[2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -13,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from mg3d.errors import MG3DError  # noqa: E402 - the line above makes it importable
-from prepro.command_line import build_parser  # noqa: E402
+from prepro.command_line import build_parser  # noqa: E402 - the line above makes it importable
+from prepro.entry import exit_code_of  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,20 +31,19 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("prepro").setLevel(logging.INFO)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers are the parallelism
+    return exit_code_of(
+        lambda: _pack(options),
+        disk_code=1,
+        disk_remedy="check space and permissions of --out, then run it again",
+        interrupted="interrupted; the same command goes on from here",
+    )
+
+
+def _pack(options: argparse.Namespace) -> int:
     started = time.monotonic()
     from prepro.job import run
 
-    try:
-        summary = run(options)
-    except MG3DError as problem:
-        sys.stderr.write(f"error: {problem}\n")
-        return problem.exit_code
-    except OSError as problem:
-        sys.stderr.write(f"error: {problem}\n  mend: check space and permissions of --out, then run it again\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        return 130
+    summary = run(options)
     summary["seconds"] = round(time.monotonic() - started, 2)
     sys.stdout.write(json.dumps(summary) + "\n")
     return 1 if summary["failed"] else 0

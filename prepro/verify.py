@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from mg3d.errors import MG3DError  # noqa: E402 - the line above makes it importable
+from prepro.entry import exit_code_of  # noqa: E402 - the line above makes it importable
 from prepro.verification.command import build_verify_parser  # noqa: E402
 
 
@@ -29,24 +30,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_verify_parser().parse_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers are the parallelism
+    return exit_code_of(
+        lambda: _verify(options),
+        disk_code=2,
+        disk_remedy="check space and permissions there",
+        interrupted="interrupted",
+    )
+
+
+def _verify(options: argparse.Namespace) -> int:
     from prepro.verification.report import write_json
     from prepro.verification.run import verify
 
     started = time.monotonic()
-    try:
-        report = verify(options)
-        code = report.exit_code(options.strict)
-        if options.json:
-            write_json(report, options.json, code, [str(path) for path in options.paths])
-    except MG3DError as problem:
-        sys.stderr.write(f"error: {problem}\n")
-        return problem.exit_code
-    except OSError as problem:
-        sys.stderr.write(f"error: {problem}\n  mend: check space and permissions there\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
+    report = verify(options)
+    code = report.exit_code(options.strict)
+    if options.json:
+        write_json(report, options.json, code, [str(path) for path in options.paths])
     summary = report.summary() | {"exit": code, "seconds": round(time.monotonic() - started, 2)}
     sys.stdout.write(f"{report.text()}\n{json.dumps(summary)}\n".lstrip("\n"))
     return code

@@ -13,13 +13,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from mg3d.errors import DataError, MG3DError  # noqa: E402 - the line above makes it importable
+from mg3d.errors import DataError  # noqa: E402 - the line above makes it importable
+from prepro.entry import Parser, exit_code_of, natural  # noqa: E402
 
 if TYPE_CHECKING:
     from tools.gallery.items import Source
@@ -28,18 +29,13 @@ if TYPE_CHECKING:
 WINDOW_NAMES = ("lung", "mediastinum", "bone", "full")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n  mend: see {Path(sys.argv[0]).name} --help\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("path", type=Path, help=".arrow file, folder of arrows, CT-RATE root, CTRG root, or own CSV")
     add("--out", type=_folder, required=True, help="folder of the gallery; an older gallery there is replaced")
-    add("--limit", type=_natural, default=60, metavar="N", help="studies to draw, 0 for all (%(default)s)")
+    add("--limit", type=natural, default=60, metavar="N", help="studies to draw, 0 for all (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the draw (%(default)s)")
     add("--ids", nargs="+", default=(), metavar="ID", help="draw these studies instead")
     add("--annotation", type=Path, help="JSON of a CTRG root; looked for there when not given")
@@ -64,17 +60,17 @@ def main(arguments: list[str] | None = None) -> int:
         the exit code.
     """
     options = build_parser().parse_args(arguments)
-    try:
-        summary = run(options)
-    except MG3DError as problem:
-        sys.stderr.write(f"error: {problem}\n")
-        return problem.exit_code
-    except OSError as problem:
-        sys.stderr.write(f"error: {problem}\n  mend: nothing was changed in --out; check space and permissions there\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing was changed in --out\n")
-        return 130
+    untouched = "nothing was changed in --out"
+    return exit_code_of(
+        lambda: _draw(options),
+        disk_code=1,
+        disk_remedy=f"{untouched}; check space and permissions there",
+        interrupted=f"interrupted; {untouched}",
+    )
+
+
+def _draw(options: argparse.Namespace) -> int:
+    summary = run(options)
     sys.stdout.write(json.dumps(summary) + "\n")
     return 1 if summary["bad"] else 0
 
@@ -154,13 +150,6 @@ def parse_window(words: list[str]) -> Window:
 
 def _folder(text: str) -> Path:
     return Path(text).expanduser()
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
 
 
 if __name__ == "__main__":

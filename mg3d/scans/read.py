@@ -10,15 +10,12 @@ from mg3d.scans.dicom import read_dicom_series
 from mg3d.scans.nifti import read_nifti
 from mg3d.scans.npz import read_npz
 from mg3d.scans.raw_volume import RawVolume
-from mg3d.scans.simple_itk import read_meta_image, read_nrrd
+from mg3d.scans.simple_itk import FORMATS, read_itk_image
 
 READERS: dict[str, Callable[[Path, float], RawVolume]] = {
     ".nii.gz": read_nifti,
     ".nii": read_nifti,
-    ".nrrd": read_nrrd,
-    ".nhdr": read_nrrd,
-    ".mha": read_meta_image,
-    ".mhd": read_meta_image,
+    **dict.fromkeys(FORMATS, read_itk_image),
     ".npz": read_npz,
 }
 SCAN_SUFFIXES = tuple(READERS)

@@ -35,12 +35,19 @@ from mg3d.scans.raw_volume import (
 )
 from mg3d.scans.text_header import MAX_HEADER_BYTES, VoxelStorage, meta_storage, nrrd_storage
 
+FORMATS = {
+    ".nrrd": (nrrd_storage, "NrrdImageIO"),
+    ".nhdr": (nrrd_storage, "NrrdImageIO"),
+    ".mha": (meta_storage, "MetaImageIO"),
+    ".mhd": (meta_storage, "MetaImageIO"),
+}
 
-def read_nrrd(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
-    """Read a ``.nrrd`` or ``.nhdr`` file; a detached data file must lie beside its header.
+
+def read_itk_image(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
+    """Read a NRRD or MetaImage file; a detached data file must lie beside its header.
 
     Args:
-        path: the file with the header.
+        path: the file with the header; its suffix, one of :data:`FORMATS`, says which of the two it is.
         max_volume_gib: refuse headers that claim more voxel data than this, before any of it is read.
 
     Returns:
@@ -49,27 +56,10 @@ def read_nrrd(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
     Raises:
         DataError: damaged, truncated or foreign file, impossible header, unsupported storage.
     """
+    storage_of, image_io = FORMATS[path.suffix.lower()]
     with damage_named(path), HashingFile(path) as file:
-        storage = nrrd_storage(file.read(MAX_HEADER_BYTES) or b"", path)
-        return _read(file, storage, path, "NrrdImageIO", max_volume_gib)
-
-
-def read_meta_image(path: Path, max_volume_gib: float = 4.0) -> RawVolume:
-    """Read a ``.mha`` or ``.mhd`` file; a detached data file must lie beside its header.
-
-    Args:
-        path: the file with the header.
-        max_volume_gib: refuse headers that claim more voxel data than this, before any of it is read.
-
-    Returns:
-        the stored voxels with their geometry.
-
-    Raises:
-        DataError: damaged, truncated or foreign file, impossible header, unsupported storage.
-    """
-    with damage_named(path), HashingFile(path) as file:
-        storage = meta_storage(file.read(MAX_HEADER_BYTES) or b"", path)
-        return _read(file, storage, path, "MetaImageIO", max_volume_gib)
+        storage = storage_of(file.read(MAX_HEADER_BYTES) or b"", path)
+        return _read(file, storage, path, image_io, max_volume_gib)
 
 
 def _read(file: HashingFile, storage: VoxelStorage, path: Path, image_io: str, max_gib: float) -> RawVolume:

@@ -18,15 +18,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from mg3d.datasets.arrow_schema import window_text
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
 from mg3d.scans.geometry import Geometry
-from mg3d.scans.prepare import SPACING_TOLERANCE, prepare_scan
+from mg3d.scans.prepare import SPACING_TOLERANCE
 from mg3d.scans.raw_volume import UNKNOWN_DIRECTIONS, RawVolume
-from mg3d.scans.read import read_scan
-from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
+from prepro.readers.base import Case, CaseList, Exclusion
+from prepro.readers.hounsfield import HounsfieldReader
 from prepro.readers.tables import natural_key, read_table, strip_suffix
 from prepro.text import clean_report, count_words
 
@@ -40,7 +39,7 @@ METADATA_COLUMNS = ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing
 
 
 @dataclass(frozen=True)
-class CtRateReader:
+class CtRateReader(HounsfieldReader):
     """Reader of a CT-RATE download.
 
     Attributes:
@@ -63,11 +62,6 @@ class CtRateReader:
 
     corpus: ClassVar[str] = "clm_ct_rate"
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
-
-    @property
-    def window(self) -> str:
-        """Intensity window of the voxels, as in the schema metadata."""
-        return window_text(self.geometry.window_hu)
 
     def find_cases(self) -> CaseList:
         """List the volumes of both official splits that have a report.
@@ -123,29 +117,18 @@ class CtRateReader:
         if reports.not_utf8:
             found.notes[f"{split}_report_rows_not_utf8"] = list(reports.not_utf8)
 
-    def load(self, case: Case) -> PackedImage:
-        """Read, rescale, orient and resample one volume.
+    def believed(self, raw: RawVolume, case: Case) -> RawVolume:
+        """Drop the geometry of a header that was never filled: 1 mm voxels where the table says otherwise.
 
         Args:
-            case: from :meth:`find_cases`.
-
-        Returns:
-            int16 HU on the configured grid.
-
-        Raises:
-            DataError: the file is damaged or its values or geometry make no sense.
+            raw: the scan as read.
+            case: what the tables say about it.
         """
-        scan = prepare_scan(
-            _without_empty_header(read_scan(case.source[0], self.max_volume_gib), case),
-            self.geometry,
-            rescale=self.rescale,
-            table_rescale=case.rescale,
-            table_spacing_mm=case.table_spacing_mm,
-            assumed_spacing_mm=self.assumed_spacing_mm,
-            orientation=self.orientation,
-            dtype=np.int16,
-        )
-        return PackedImage(scan.voxels_hu, scan.spacing_mm, scan.record, scan.warnings)
+        table = case.table_spacing_mm
+        is_default = raw.spacing_mm == (1.0, 1.0, 1.0) and np.array_equal(np.abs(raw.affine[:3, :3]), np.eye(3))
+        if table is None or not is_default or np.allclose(table, 1.0, rtol=SPACING_TOLERANCE):
+            return raw
+        return replace(raw, affine=UNKNOWN_DIRECTIONS, spacing_mm=None, oriented=False)
 
 
 def table_paths(base: Path, split: str) -> tuple[Path, Path, Path]:
@@ -161,15 +144,6 @@ def table_paths(base: Path, split: str) -> tuple[Path, Path, Path]:
         base / "multi_abnormality_labels" / f"{labels_name}_predicted_labels.csv",
         base / "metadata" / f"{reports_name}_metadata.csv",
     )
-
-
-def _without_empty_header(raw: RawVolume, case: Case) -> RawVolume:
-    """Drop the geometry of a first-release header that was never filled: 1 mm voxels where the table says otherwise."""
-    table = case.table_spacing_mm
-    is_default = raw.spacing_mm == (1.0, 1.0, 1.0) and np.array_equal(np.abs(raw.affine[:3, :3]), np.eye(3))
-    if table is None or not is_default or np.allclose(table, 1.0, rtol=SPACING_TOLERANCE):
-        return raw
-    return replace(raw, affine=UNKNOWN_DIRECTIONS, spacing_mm=None, oriented=False)
 
 
 def _volumes(folders: list[Path]) -> tuple[dict[str, Path], list[Exclusion]]:

@@ -15,16 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
-from mg3d.datasets.arrow_schema import window_text
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
 from mg3d.scans.geometry import Geometry
-from mg3d.scans.prepare import prepare_scan
-from mg3d.scans.read import read_scan
-from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
+from prepro.readers.base import Case, CaseList, Exclusion
+from prepro.readers.hounsfield import HounsfieldReader
 from prepro.readers.tables import SEPARATORS, Table, confined_path, read_table, strip_suffix
 from prepro.text import clean_report, count_words
 
@@ -47,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class OwnDataReader:
+class OwnDataReader(HounsfieldReader):
     """Reader of a CSV with scans and reports.
 
     Attributes:
@@ -73,11 +69,6 @@ class OwnDataReader:
     assumed_spacing_mm: tuple[float, float, float] | None = None
 
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
-
-    @property
-    def window(self) -> str:
-        """Intensity window of the voxels, as in the schema metadata."""
-        return window_text(self.geometry.window_hu)
 
     def find_cases(self) -> CaseList:
         """List the rows whose volume exists, in the order of the table.
@@ -131,29 +122,6 @@ class OwnDataReader:
         if self.empty_report == "skip" and count_words(" ".join(texts)) < MIN_WORDS:
             return f"report has fewer than {MIN_WORDS} words"
         return ""
-
-    def load(self, case: Case) -> PackedImage:
-        """Read, rescale, orient and resample one volume.
-
-        Args:
-            case: from :meth:`find_cases`.
-
-        Returns:
-            int16 HU on the configured grid.
-
-        Raises:
-            DataError: the file is damaged or its values or geometry make no sense.
-        """
-        scan = prepare_scan(
-            read_scan(case.source[0], self.max_volume_gib),
-            self.geometry,
-            rescale=self.rescale,
-            table_rescale=case.rescale,
-            assumed_spacing_mm=self.assumed_spacing_mm,
-            orientation=self.orientation,
-            dtype=np.int16,
-        )
-        return PackedImage(scan.voxels_hu, scan.spacing_mm, scan.record, scan.warnings)
 
 
 @dataclass(frozen=True)

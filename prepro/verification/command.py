@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
+
+from prepro.entry import Parser, natural
 
 DESCRIPTION = """Check packed arrows, or a download before packing: list every bad case with file, reason and mend.
 
@@ -37,19 +38,14 @@ FORWARDED: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n  mend: see {Path(sys.argv[0]).name} --help\n")
-
-
 def build_verify_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = _Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("paths", type=Path, nargs="+", metavar="PATH", help="arrow file, folder of arrows, download, or CSV")
     add("--json", type=Path, metavar="FILE", help="write every finding for a program")
     add("--strict", action="store_true", help="warnings make the exit code 1")
-    add("--workers", type=_natural, default=0, metavar="N", help="processes; 0 chooses")
+    add("--workers", type=natural, default=0, metavar="N", help="processes; 0 chooses")
     add("--scheduler", metavar="ADDRESS", help="read scans on a running Dask cluster, for example tcp://host:8786")
     tree = parser.add_argument_group("a download, as for packing")
     tree.add_argument("--quick", action="store_true", help="tables and file sizes only: read no voxels")
@@ -59,10 +55,3 @@ def build_verify_parser() -> argparse.ArgumentParser:
         else:
             tree.add_argument(flag, metavar="VALUE", help=text)
     return parser
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value

@@ -1,0 +1,58 @@
+"""What the command lines share: refusals of two lines, whole numbers, and exit codes for what may go wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from mg3d.errors import MG3DError
+
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses in two lines, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with exit code 2."""
+        self.exit(2, f"error: {message}\n  mend: see {Path(sys.argv[0]).name} --help\n")
+
+
+def natural(text: str) -> int:
+    """Return a whole number of at least 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def exit_code_of(work: Callable[[], int], *, disk_code: int, disk_remedy: str, interrupted: str) -> int:
+    """Run a command and turn what it raises into a short message.
+
+    Args:
+        work: the command; returns its exit code.
+        disk_code: exit code when the operating system refuses a file.
+        disk_remedy: what to do then.
+        interrupted: what to say after Ctrl-C.
+
+    Returns:
+        the exit code of the process.
+    """
+    try:
+        return work()
+    except MG3DError as problem:
+        sys.stderr.write(f"error: {problem}\n")
+        return problem.exit_code
+    except OSError as problem:
+        sys.stderr.write(f"error: {problem}\n  mend: {disk_remedy}\n")
+        return disk_code
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{interrupted}\n")
+        return INTERRUPTED

@@ -1,0 +1,68 @@
+"""What the readers of volumes in Hounsfield units share: the settings of the preparation, and how a case is loaded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mg3d.datasets.arrow_schema import window_text
+from mg3d.scans.geometry import Geometry
+from mg3d.scans.prepare import prepare_scan
+from mg3d.scans.raw_volume import RawVolume
+from mg3d.scans.read import read_scan
+from prepro.readers.base import Case, PackedImage
+
+
+class HounsfieldReader:
+    """Base of such readers; the subclass is a frozen dataclass that holds the attributes.
+
+    Attributes:
+        geometry: the grid to end on, and the window.
+        rescale: ``auto``, ``apply`` or ``skip``, see :mod:`mg3d.scans.hounsfield`.
+        orientation: ``canonical`` or ``snap``, see :func:`mg3d.scans.geometry.to_canonical`.
+        max_volume_gib: largest volume to read.
+        assumed_spacing_mm: (z, y, x) used only where neither header nor table has a voxel size.
+    """
+
+    geometry: Geometry
+    rescale: str
+    orientation: str
+    max_volume_gib: float
+    assumed_spacing_mm: tuple[float, float, float] | None
+
+    @property
+    def window(self) -> str:
+        """Intensity window of the voxels, as in the schema metadata."""
+        return window_text(self.geometry.window_hu)
+
+    def load(self, case: Case) -> PackedImage:
+        """Read, rescale, orient and resample one volume.
+
+        Args:
+            case: from ``find_cases``.
+
+        Returns:
+            int16 HU on the configured grid.
+
+        Raises:
+            DataError: the file is damaged or its values or geometry make no sense.
+        """
+        scan = prepare_scan(
+            self.believed(read_scan(case.source[0], self.max_volume_gib), case),
+            self.geometry,
+            rescale=self.rescale,
+            table_rescale=case.rescale,
+            table_spacing_mm=case.table_spacing_mm,
+            assumed_spacing_mm=self.assumed_spacing_mm,
+            orientation=self.orientation,
+            dtype=np.int16,
+        )
+        return PackedImage(scan.voxels_hu, scan.spacing_mm, scan.record, scan.warnings)
+
+    def believed(self, raw: RawVolume, case: Case) -> RawVolume:
+        """Return a scan with those parts of its header that can be believed: all of them, unless a reader says so.
+
+        Args:
+            raw: the scan as read.
+            case: what the tables say about it.
+        """
+        return raw
