@@ -219,3 +219,15 @@ def test_ctrg_annotation_of_another_shape_is_refused(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(DataError):
             CtrgReader(tmp_path, path, SMALL).find_cases()
+
+
+def test_volumes_may_be_links_into_a_download_cache(tmp_path: Path) -> None:
+    root = ct_rate_tree(tmp_path / "raw", train=2, valid=1)
+    (tmp_path / "blobs").mkdir()
+    for number, path in enumerate(sorted(root.rglob("*.nii.gz"))):
+        path.rename(tmp_path / "blobs" / str(number))
+        path.symlink_to(tmp_path / "blobs" / str(number))
+    reader = CtRateReader(root, SMALL)
+    cases = reader.find_cases().cases
+    assert [case.image_id for case in cases] == ["train_1_a_1", "train_2_a_1", "valid_1_a_1"]
+    assert reader.load(cases[0]).voxels.shape == SMALL.size

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from packing import manifest_of, pack_ct_rate, visible
+from packing import manifest_of, pack_ct_rate, rows_of, visible
 from prepro_builders import (
     FINDINGS,
     IMPRESSION,
@@ -87,3 +87,21 @@ def test_stop_at_the_first_bad_scan_leaves_the_old_files(tmp_path: Path, capsys:
     assert pack_ct_rate(root, tmp_path / "out", "--on-bad", "stop") == 2
     assert "valid_1_a_1" in capsys.readouterr().err
     assert {name: (tmp_path / "out" / name).read_bytes() for name in visible(tmp_path / "out")} == before
+
+
+def test_no_word_of_a_report_reaches_the_messages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = ct_rate_tree(tmp_path / "raw", train=4, valid=2)
+    table = root / "dataset" / "radiology_text_reports" / "train_reports.csv"
+    table.write_text(table.read_text().replace("Trachea", "Jane Roe, born 1950-01-02, MRN 0815, trachea"))
+    scans = sorted((root / "dataset" / "train").rglob("*.nii.gz"))
+    scans[0].write_bytes(scans[0].read_bytes()[:2000])
+    scans[1].write_bytes(scans[2].read_bytes())
+    with caplog.at_level("DEBUG"):
+        assert pack_ct_rate(root, tmp_path / "out", "--split-protocol", "reference") == 1
+    captured = capsys.readouterr()
+    manifests = "".join(path.read_text() for path in (tmp_path / "out").glob("*.json"))
+    assert "0815" in rows_of(tmp_path / "out" / "clm_ct_rate_train.arrow")[0]["findings"][0]
+    for words in ("Jane", "1950", "0815", "bronchi"):
+        assert words not in captured.out + captured.err + caplog.text + manifests

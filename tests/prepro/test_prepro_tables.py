@@ -98,6 +98,7 @@ def test_scan_endings_are_dropped(name: str, stem: str) -> None:
         "..",
         "//etc/x",
         "up/../x",
+        "../root2",
     ],
 )
 def test_no_entry_leaves_its_root(tmp_path: Path, entry: str) -> None:
@@ -107,3 +108,4 @@ def test_no_entry_leaves_its_root(tmp_path: Path, entry: str) -> None:
     (tmp_path / "root" / "up").symlink_to(tmp_path / "secret")
     with pytest.raises(DataError):
         confined_path(tmp_path / "root", entry)
+    assert confined_path(tmp_path / "root", "./a/../b.nii") == (tmp_path / "root" / "b.nii").resolve()

@@ -29,8 +29,8 @@ def _patched_header(path: Path, offset: int, value: bytes) -> Path:
 
 
 def test_values_geometry_and_number_types_survive(tmp_path: Path) -> None:
-    for dtype in (np.int16, np.uint16, np.float32, np.float64, np.int32, np.uint8):
-        volume = np.abs(chest()).clip(0, 250).astype(dtype)
+    for dtype in (np.int16, np.int8, np.uint16, np.float32, np.float64, np.int32, np.uint8):
+        volume = np.abs(chest()).clip(0, 120).astype(dtype)
         raw = read_nifti(save_nifti(tmp_path / f"{np.dtype(dtype).name}.nii.gz", volume))
         np.testing.assert_array_equal(raw.voxels_xyz, volume)
         assert raw.voxels_xyz.dtype == dtype
@@ -80,6 +80,12 @@ def test_foreign_content_is_named(scan: Path, content: bytes, words: str) -> Non
         read_nifti(scan)
     assert "scan.nii.gz" in str(caught.value)
     assert caught.value.remedy
+
+
+def test_an_uncompressed_file_named_gz_is_refused(scan: Path) -> None:
+    scan.write_bytes(gzip.decompress(scan.read_bytes()))
+    with pytest.raises(DataError, match="not a NIfTI"):
+        read_nifti(scan)
 
 
 def test_missing_trailer_is_accepted_with_a_warning(scan: Path) -> None:
