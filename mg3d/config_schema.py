@@ -280,12 +280,17 @@ def resolve_config(values: Mapping[str, Any] | None = None) -> MG3DConfig:
 
 
 def _derive(config: MG3DConfig) -> MG3DConfig:
-    """Values that follow from other keys: negatives for itm, the sizes of a tiny encoder. Applying it twice is safe."""
+    """Values that follow from other keys: negatives for itm, the sizes of a tiny encoder. Applying it twice is safe.
+
+    The published token width of an encoder, set by a named config, says nothing about its tiny form.
+    """
     if config.loss_names["itm"] > 0 and config.draw_false_image == 0:
         config = dataclasses.replace(config, draw_false_image=1)
     if config.vision_encoder_size == "tiny":
         options = plain(TINY_ENCODERS[config.vision_encoder]) | config.vision_encoder_options
-        config = dataclasses.replace(config, vision_encoder_options=options)
+        published = 320 if config.vision_encoder.startswith("nnunet") else 768
+        width = None if config.input_image_embed_size == published else config.input_image_embed_size
+        config = dataclasses.replace(config, vision_encoder_options=options, input_image_embed_size=width)
     return config
 
 

@@ -94,6 +94,14 @@ def test_tiny_encoder_sizes_follow_the_encoder_and_keep_overrides() -> None:
     assert resolve_config(swin.to_dict()) == swin
 
 
+def test_encoder_words_carry_the_token_width_and_the_last_one_wins() -> None:
+    assert compose("task_pretrain_mg3d nnunet").input_image_embed_size == 320
+    assert compose("nnunet swin_b").input_image_embed_size is None
+    for words in ("nnunet tiny", "tiny nnunet", "tiny nnunet_resenc", "tiny vit3d16"):
+        assert compose(words).input_image_embed_size is None, words
+    assert compose("tiny unet input_image_embed_size=64").input_image_embed_size == 64
+
+
 @pytest.mark.parametrize(
     ("value", "size", "tokens"),
     [
