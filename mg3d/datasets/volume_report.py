@@ -177,6 +177,14 @@ class VolumeReportDataset(torch.utils.data.Dataset):
         parts = (" ".join(clean_text(text) for text in row_text(values, name)) for name in ("findings", "impression"))
         return clean_text(" ".join(parts))
 
+    def image(self, row: int) -> torch.Tensor:
+        """Return the volume of a row as in the first epoch, float32 ``[D, 1, H, W]`` in [0, 1]; no text is touched.
+
+        Raises:
+            DataError: the row cannot be read.
+        """
+        return self._image(self.table.row(row), self.first_row + row, epoch=0)
+
     def _candidates(self, row: int) -> list[int]:
         """The row asked for, then its replacements in an order fixed by (seed, row)."""
         if self.on_bad_sample == "raise" or len(self) == 1:

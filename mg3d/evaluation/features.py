@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.evaluation.report import Cases
+from mg3d.inference.text import tokenize_prompts
 
 LOCAL_SPACE = "class features before fusion (no shared space was trained)"
 DUAL_SPACE = "shared space of the objective itc"
@@ -66,8 +67,7 @@ def embed_batch(module: Any, batch: Mapping[str, Any], encoded: Any) -> tuple[Te
 
 def embed_prompts(module: Any, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     """Unit vectors [F, P] of short texts, each taken as one sentence."""
-    tokens = tokenizer(list(prompts), padding=True, return_tensors="pt").to(module.device)
-    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    ids, mask = tokenize_prompts(tokenizer, prompts, module.language_encoder.max_length, module.device)
     if space_name(module) == DUAL_SPACE:
         return module.encode_text(ids, mask)
     hidden = module.project_text(module.contextualize_text(module.embed_text(ids), mask))

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mg3d.datasets.collate import collate_reports
+from mg3d.datasets.report_text import ReportEncoding
 from mg3d.datasets.stored_geometry import published_geometry
 from mg3d.errors import CheckpointError, DataError, EnvironmentProblem, MG3DError
 from mg3d.inference import weights
@@ -26,10 +28,11 @@ from mg3d.models.checkpoint import CoverageReport
 from mg3d.models.language_encoders import create_tokenizer
 from mg3d.models.network import MG3DNetwork
 from mg3d.models.vision_encoders import VisionEncoder
+from mg3d.models.vision_encoders.unet import AlwaysBatchNorm3d
+from mg3d.models.weights_file import tensor_digest
 
 Output = Literal["embedding", "pooled", "tokens", "stages"]
 OUTPUTS = ("embedding", "pooled", "tokens", "stages")
-VOLUMES_AT_ONCE = 4
 TOLERANCE = 1e-3
 MAKE_VOLUMES = "make volumes of a scan with load_processor(...)(scan).volumes"
 
@@ -136,6 +139,11 @@ class MG3DModel:
                 problem = EnvironmentProblem(error.message, "load_model(..., tokenizer=<folder of the tokenizer>)")
         raise problem
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names and bytes of all loaded tensors."""
+        return tensor_digest({name: value.cpu() for name, value in self._network.state_dict().items()})
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -165,7 +173,7 @@ class MG3DModel:
     # ---------------------------------------------------------------- images
     @torch.no_grad()
     def encode_image(
-        self, volumes: Tensor | np.ndarray | ProcessedScan, output: Output = "embedding"
+        self, volumes: Tensor | np.ndarray | ProcessedScan, output: Output = "embedding", batch_size: int = 4
     ) -> Tensor | list[Tensor]:
         """Encode volumes, or one scan.
 
@@ -174,6 +182,8 @@ class MG3DModel:
                 (B = 1): vectors are averaged (unit vectors again brought to unit length), tokens put in a row.
             output: ``embedding`` unit vectors [B, P] of the shared space; ``pooled`` mean tokens [B, E]; ``tokens``
                 [B, N, E]; ``stages`` feature maps [B, C, d, h, w] (of a scan: one row per crop), finest first.
+            batch_size: volumes that are encoded together; an encoder that normalises over the batch gets one at a
+                time, so that no scan changes another's features.
 
         Returns:
             Float32 on the CPU.
@@ -187,22 +197,24 @@ class MG3DModel:
         if output == "embedding":
             self._shared()
         batch = check_volumes(volumes.volumes if isinstance(volumes, ProcessedScan) else volumes)
-        parts = [self._encode(part.to(self.device), output) for part in self._portions(batch)]
+        parts = [self._encode(part.to(self.device), output) for part in self._portions(batch, batch_size)]
         maps = [torch.cat([part[k] for part in parts]).float().cpu() for k in range(len(parts[0]))]
         if output == "stages":
             return maps
         return pool_crops(maps[0], output) if isinstance(volumes, ProcessedScan) else maps[0]
 
-    def vectors(self, volumes: Tensor | np.ndarray | ProcessedScan, output: Output = "embedding") -> Tensor:
+    def vectors(
+        self, volumes: Tensor | np.ndarray | ProcessedScan, output: Output = "embedding", batch_size: int = 4
+    ) -> Tensor:
         """As :meth:`encode_image` for the outputs that are one tensor."""
-        found = self.encode_image(volumes, output)
+        found = self.encode_image(volumes, output, batch_size)
         if isinstance(found, list):
             raise DataError("stages are several maps", "use encode_image")
         return found
 
-    def _portions(self, batch: Tensor) -> Iterator[Tensor]:
-        """A few volumes at a time; one where the encoder normalises over the batch, so that no scan changes another."""
-        yield from batch.split(1 if self.vision_encoder.name == "unet" else VOLUMES_AT_ONCE)
+    def _portions(self, batch: Tensor, batch_size: int) -> Iterator[Tensor]:
+        normalises_by_batch = any(isinstance(part, AlwaysBatchNorm3d) for part in self.vision_encoder.modules())
+        yield from batch.split(1 if normalises_by_batch else max(batch_size, 1))
 
     def _encode(self, batch: Tensor, output: Output) -> list[Tensor]:
         encoder = self.vision_encoder
@@ -233,6 +245,23 @@ class MG3DModel:
         ids, mask = tokenize_prompts(self.tokenizer, texts, network.language_encoder.max_length, self.device)
         parts = [network.encode_text(*part) for part in zip(ids.split(64), mask.split(64), strict=True)]
         return torch.cat(parts).float().cpu()
+
+    @torch.no_grad()
+    def encode_reports(self, reports: Sequence[ReportEncoding]) -> Tensor:
+        """Encode tokenised reports sentence by sentence, as training and its evaluation do.
+
+        Args:
+            reports: from :func:`mg3d.datasets.report_text.encode_report` or a sample of the training data.
+
+        Returns:
+            Unit vectors [B, P], float32 on the CPU; zeros for a report without words.
+
+        Raises:
+            CheckpointError: no trained shared space.
+        """
+        batch = collate_reports(reports)
+        moved = {key: value.to(self.device) for key, value in batch.items() if isinstance(value, Tensor)}
+        return self._shared().encode_report(moved).float().cpu()
 
     def zero_shot(
         self,

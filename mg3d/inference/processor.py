@@ -19,6 +19,7 @@ from mg3d.datasets.volume import PRETRAIN_SIZE_DHW
 from mg3d.errors import CheckpointError, DataError
 from mg3d.inference.crops import MIN_OVERLAP, crop_starts, pad_to
 from mg3d.inference.places import Place, find_weights
+from mg3d.inference.scan_table import TableRow, scan_name
 from mg3d.scans.geometry import WHOLE, Geometry, grid_spacing, plan_axes
 from mg3d.scans.prepare import PreparedScan, prepare_scan
 from mg3d.scans.raw_volume import UNKNOWN_DIRECTIONS, RawVolume, check_layout, check_spacing
@@ -93,6 +94,8 @@ class Processor:
         crop_spacing_mm: (z, y, x) of ``crops``; None takes what ``resize`` gives the same scan, as in training.
         overlap: least part of its length that a crop shares with the next one.
         max_volume_gib: refuse what claims more voxel data than this.
+        table: scale and voxel size of scans by name, where the header is not enough, see
+            :func:`mg3d.inference.scan_table.read_scan_table`.
     """
 
     size_dhw: tuple[int, int, int] = PRETRAIN_SIZE_DHW
@@ -104,7 +107,7 @@ class Processor:
     crop_spacing_mm: Triple | None = None
     overlap: float = MIN_OVERLAP
     max_volume_gib: float = 4.0
-    origin: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    table: Mapping[str, TableRow] = field(default_factory=dict, repr=False)
 
     def __call__(
         self, scan: str | Path | np.ndarray | Any, spacing_mm: Sequence[float] | None = None, mode: Mode = "resize"
@@ -123,17 +126,21 @@ class Processor:
         """
         if mode not in MODES:
             raise DataError(f"mode={mode!r} is not known", f"choose {' or '.join(MODES)}")
+        row = None
         if isinstance(scan, (str, Path)):
             path = Path(scan).expanduser()
             if not path.exists():
                 raise DataError("no such file or folder", "give the scan's path", path=str(path))
             raw, rescale = read_scan(path, self.max_volume_gib), self.rescale
+            row = self.table.get(scan_name(path.name))
         else:
             raw, rescale = _array_as_scan(scan, spacing_mm, self.max_volume_gib), "skip"
         prepared = prepare_scan(
             raw,
             self.geometry,
             rescale=rescale,
+            table_rescale=row.rescale if row else None,
+            table_spacing_mm=row.spacing_mm if row else None,
             assumed_spacing_mm=self.assumed_spacing_mm,
             grid=self._crop_grid if mode == "crops" else None,
         )

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from mg3d.errors import DataError
 
-MAX_TEXTS = 10_000
-
 
 def tokenize_prompts(
     tokenizer: Any, texts: Sequence[str], max_length: int, device: torch.device | str = "cpu"

@@ -205,6 +205,7 @@ def _config(own: OwnWeights, licence: Mapping[str, str], training_data: str) -> 
         "has_shared_space": bool(metadata.get("has_shared_space")),
         "objectives": metadata.get("objectives") or options.get("objectives") or [],
         "datasets": metadata.get("datasets") or [],
+        "reports": metadata.get("reports") or {},
         "training_data": training_data or metadata.get("training_data") or "",
         "licence": {**licence, **recorded, **stated},
         "source_commit": metadata.get("source_commit"),

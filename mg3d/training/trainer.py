@@ -146,7 +146,8 @@ def default_module(cfg: MG3DConfig, num_training_steps: int) -> pl.LightningModu
     from mg3d.datasets.stored_geometry import stored_geometry
     from mg3d.models.mg3d_module import MG3DModule
 
-    made = {"datasets": list(cfg.datasets), "source_commit": provenance.code_state()["commit"]}
+    reports = {"seed": cfg.seed, "sent_level": cfg.sent_level, "fragment_separator": cfg.fragment_separator}
+    made = {"datasets": list(cfg.datasets), "reports": reports, "source_commit": provenance.code_state()["commit"]}
     geometry = stored_geometry(cfg.data_root, cfg.datasets)
     return MG3DModule(cfg, num_training_steps=num_training_steps, geometry={**geometry, **made})
 
