@@ -98,7 +98,7 @@ def _summary(out: Path, corpus: str, packed: PackSummary, excluded: int) -> dict
         "failed": packed.failed,
         "warned": packed.warned,
         "truncated": {split: figures["truncated"] for split, figures in packed.text.items()},
-        "truncated_is_exact": all(figures["tokens_are_exact"] for figures in text),
+        "truncated_is_exact": bool(packed.text) and all(figures["tokens_are_exact"] for figures in text),
         "files": [str(out / name) for name in packed.digests],
         "sha256": packed.digests,
         "published": not packed.missing,
