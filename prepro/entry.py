@@ -11,6 +11,7 @@ from typing import NoReturn
 from mg3d.errors import MG3DError
 
 INTERRUPTED = 130
+MAX_LINES = 5
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,7 +49,9 @@ def exit_code_of(work: Callable[[], int], *, disk_code: int, disk_remedy: str, i
     try:
         return work()
     except MG3DError as problem:
-        sys.stderr.write(f"error: {problem}\n")
+        lines = [line for line in f"error: {problem}".splitlines() if line.strip()]
+        kept = lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], lines[-1]]
+        sys.stderr.write("\n".join(kept) + "\n")
         return problem.exit_code
     except OSError as problem:
         sys.stderr.write(f"error: {problem}\n  mend: {disk_remedy}\n")

@@ -45,6 +45,12 @@ def _retrieval_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def render_retrieval(metrics: Mapping[str, Any]) -> list[str]:
+    """Lines of recall beside chance from the entries of ``retrieval_entries`` and ``permuted_images``; [] for none."""
+    rows = _retrieval_rows(metrics)
+    return _grid(["retrieval", "recall", "chance", "ratio", "volumes shuffled"], rows) if rows else []
+
+
 def render_table(metrics: Mapping[str, Any]) -> str:
     """Render the entries of ``evaluation_entries``.
 
@@ -60,11 +66,7 @@ def render_table(metrics: Mapping[str, Any]) -> str:
         ["AUROC per finding", "probe, pre-trained", "probe, random encoder", "zero-shot"], _finding_rows(metrics)
     )
     lines += ["", f"probe gain over the random encoder: {_cell(metrics['linear_probe_gain'])}", ""]
-    retrieval = _retrieval_rows(metrics)
-    if retrieval:
-        lines += _grid(["retrieval", "recall", "chance", "ratio", "volumes shuffled"], retrieval)
-    else:
-        lines.append(f"retrieval and zero-shot: {NOT_TRAINED}")
+    lines += render_retrieval(metrics) or [f"retrieval and zero-shot: {NOT_TRAINED}"]
     ranks = [key for key in metrics if key.startswith("effective_rank") and metrics[key]]
     lines += ["", *(f"{key.replace('_', ' ')}: {_cell(metrics[key])}" for key in ranks)]
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Searching a table of embeddings; see ``tools/retrieve.py``."""
