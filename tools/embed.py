@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from mg3d.errors import DataError, MG3DError  # noqa: E402 - the line above makes it importable
+from mg3d.errors import CheckpointError, DataError, MG3DError  # noqa: E402 - the line above makes it importable
 
 MAX_LINES = 5
 
@@ -106,6 +106,7 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse what can be seen to be wrong before anything heavy is imported."""
     from mg3d.inference.places import find_weights
     from mg3d.scans.find import find_scans
+    from tools.embedding.sources import is_packed
 
     if not options.path.exists():
         raise DataError("no such file or folder", "give a scan or a folder of scans", path=str(options.path))
@@ -113,10 +114,10 @@ def _check(options: argparse.Namespace) -> None:
         raise DataError("the table is a parquet file", "write --out NAME.parquet", path=str(options.out))
     if not options.out.parent.is_dir():
         raise DataError("no such folder", "make it, or mend --out", path=str(options.out.parent))
-    packed = options.path.suffix == ".arrow" or (options.path.is_dir() and any(options.path.glob("[!.]*.arrow")))
-    if not packed:
+    if not is_packed(options.path):
         find_scans(options.path)
-    find_weights(options.weights)
+    if find_weights(options.weights).kind == "architecture":
+        raise CheckpointError(f"--weights {options.weights} is an architecture", "give a weights file or folder")
 
 
 def _path(text: str) -> Path:

@@ -259,9 +259,9 @@ class MG3DModel:
         Raises:
             CheckpointError: no trained shared space.
         """
-        batch = collate_reports(reports)
+        network, batch = self._shared(), collate_reports(reports)
         moved = {key: value.to(self.device) for key, value in batch.items() if isinstance(value, Tensor)}
-        return self._shared().encode_report(moved).float().cpu()
+        return network.encode_report(moved).float().cpu()
 
     def zero_shot(
         self,

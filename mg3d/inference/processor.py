@@ -250,11 +250,14 @@ def make_processor(stored: Mapping[str, Any], **changes: Any) -> Processor:
     size = stored.get("size_dhw") or stored.get("input_size_dhw") or PRETRAIN_SIZE_DHW
     fractions = stored.get("crop_fractions_dhw") or published["crop_fractions_dhw"]
     try:
+        low, high = (int(limit) for limit in window)
+        if low >= high:
+            raise ValueError(f"the window {low} to {high} HU is empty")
         return Processor(
             size_dhw=cast("tuple[int, int, int]", _triple(size, int)),
             target_spacing_mm=None if spacing is None else _triple(spacing, float),
             crop_fractions_dhw=_triple(fractions, float),
-            window_hu=(int(window[0]), int(window[1])),
+            window_hu=(low, high),
             **changes,
         )
     except (TypeError, ValueError, IndexError) as error:

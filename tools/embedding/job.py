@@ -54,7 +54,7 @@ def embed(options: Namespace) -> dict[str, Any]:
     write_json(_failures_path(options.out), {"failures": [vars(entry) for entry in failures]})
     if len(names) == 1 and failures and not before:
         run.table.clear()
-        raise DataError(failures[0].message, failures[0].remedy, path=failures[0].path)
+        raise DataError(failures[0].message, failures[0].remedy)
     if not run.rows and not done:
         raise DataError(f"none of {len(names)} scans can be used, first: {failures[0].message}", failures[0].remedy)
     seconds = time.monotonic() - started
