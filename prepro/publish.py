@@ -111,6 +111,8 @@ def _publish_all(
         write_manifest(unsynced, content)
         os.replace(unsynced, manifest)
         sync_directory(folder)
+    for names in files:
+        names.tidy()
     return content
 
 

@@ -88,6 +88,14 @@ class ShardFiles:
             if ready.exists():
                 os.replace(ready, final)
 
+    def tidy(self) -> None:
+        """Remove what a run left that died right after it had finished this file."""
+        self.journal.unlink(missing_ok=True)
+        if self.lock.exists():
+            lock = FileLock(self.lock)
+            if lock.acquire():
+                lock.release()
+
     def discard(self) -> None:
         """Remove everything unpublished but the lock."""
         for path in (self.partial, self.journal, self.ready, self.manifest_ready, self.manifest_unsynced):
@@ -226,7 +234,7 @@ class ShardWriter:
         os.replace(self.files.partial, self.files.ready)
         os.replace(self.files.manifest_unsynced, self.files.manifest_ready)
         sync_directory(self.files.ready.parent)
-        self.files.journal.unlink()
+        self.files.journal.unlink(missing_ok=True)
         self.close()
         return head
 

@@ -14,6 +14,7 @@ import pytest
 from packing import contents, pack_ct_rate, rows_of, visible
 from prepro_builders import chest, ct_rate_tree, save_nifti
 
+from prepro import shard_writer
 from prepro.journal import Journal
 
 SCRIPT = Path(__file__).resolve().parents[2] / "prepro" / "prepro_pretraining_data.py"
@@ -68,6 +69,23 @@ def test_death_before_any_rename_changes_nothing(
         die_at(patch, os, "replace", call)
         with pytest.raises(Killed):
             pack_ct_rate(download, out, *SHARDS)
+    assert pack_ct_rate(download, out, *SHARDS) == 1
+    assert contents(out) == unbroken
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_death_right_after_finishing_a_file_leaves_nothing_behind(
+    download: Path, unbroken: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        die_at(patch, shard_writer, "sync_directory", call)
+        with pytest.raises(Killed):
+            pack_ct_rate(download, out, *SHARDS)
+    journals = list(out.glob(".*.journal.jsonl"))
+    assert journals
+    for journal in journals:  # the locks of a process killed with -9 stay, too
+        Path(str(journal).replace(".journal.jsonl", ".lock")).write_text("host 1")
     assert pack_ct_rate(download, out, *SHARDS) == 1
     assert contents(out) == unbroken
 
