@@ -23,28 +23,23 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from mg3d.errors import CheckpointError, DataError, MG3DError  # noqa: E402 - the line above makes it importable
+from prepro.entry import Parser, natural  # noqa: E402
+from tools.weights_options import add_weights_options  # noqa: E402
 
 MAX_LINES = 5
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n  mend: see {Path(sys.argv[0]).name} --help\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("path", type=_path, metavar="SCAN_OR_FOLDER", help="scan, DICOM folder, folder of scans, or packed rows")
-    add("--weights", required=True, help="checkpoint, run folder, export folder, released file, or hub id")
     add("--out", type=_path, required=True, metavar="FILE.parquet", help="table to write or to add to")
     add("--output", choices=("embedding", "pooled", "tokens"), help="what to keep of each scan (see above)")
     add(
@@ -56,17 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--split", choices=("train", "val", "test"), help="packed rows: only this split")
     add("--batch-size", type=_positive, default=4, metavar="N", help="volumes encoded together (%(default)s)")
     add("--workers", type=_positive, default=2, metavar="N", help="processes that read scans (%(default)s)")
-    add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    add("--tokenizer", metavar="NAME_OR_DIR", help="packed rows: of the text encoder, where W does not bring it")
     add("--overwrite", action="store_true", help="start anew instead of adding to OUT")
-    scan = parser.add_argument_group("reading scans")
-    scan.add_argument("--rescale", choices=("auto", "apply", "skip"), default="auto", help="scale to HU (%(default)s)")
-    scan.add_argument("--metadata", nargs="+", type=_path, metavar="CSV", help="scale and voxel size by VolumeName")
-    scan.add_argument(
-        "--assume-spacing", nargs=3, type=float, metavar=("Z", "Y", "X"), help="mm, where the header has none"
-    )
-    scan.add_argument("--crop-spacing", nargs=3, type=float, metavar=("Z", "Y", "X"), help="mm, for --mode crops")
-    scan.add_argument("--max-volume-gib", type=float, default=4.0, metavar="GIB", help="refuse larger ones")
+    add("--crop-spacing", nargs=3, type=float, metavar=("Z", "Y", "X"), help="mm, for --mode crops (as in training)")
+    add_weights_options(parser)
     return parser
 
 
@@ -125,10 +112,9 @@ def _path(text: str) -> Path:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if natural(text) == 0:
         raise ValueError(text)
-    return value
+    return int(text)
 
 
 if __name__ == "__main__":

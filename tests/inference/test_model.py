@@ -144,7 +144,7 @@ def test_a_hub_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("mg3d.inference.hub.hub_is_off", lambda: False)
     monkeypatch.setattr("mg3d.inference.hub.ask_hub", silent)
-    with pytest.raises(EnvironmentProblem, match="did not answer.*\n.*local folder"):
+    with pytest.raises(EnvironmentProblem, match=r"did not answer.*\n.*local folder"):
         mg3d.load_processor("nobody/no-such-model")
 
 

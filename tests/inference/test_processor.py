@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -119,7 +120,7 @@ def test_neighbouring_crops_overlap_and_reach_the_border(shape: tuple[int, int, 
     for axis, (have, want) in enumerate(zip(shape, SIZE, strict=True)):
         along = sorted({start[axis] for start in starts})
         assert along[0] == 0 and along[-1] == have - want
-        assert all(b - a <= want * (1 - overlap) + 1 for a, b in zip(along, along[1:], strict=False))
+        assert all(b - a <= want * (1 - overlap) + 1 for a, b in itertools.pairwise(along))
 
 
 def test_impossible_crops_are_refused() -> None:

@@ -201,6 +201,18 @@ def test_a_table_of_other_weights_or_settings_is_not_mixed(
     assert code == 2 and "cannot be read" in errors
 
 
+def test_a_scan_of_the_same_name_elsewhere_is_not_taken_for_the_one_in_the_table(
+    scans: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--weights", weights, "--out", tmp_path / "e.parquet"]
+    assert embed(capsys, scans, *words)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert embed(capsys, "scans", *words)[1]["already_there"] == 5
+    scans.rename(tmp_path / "others")
+    code, _, errors = embed(capsys, tmp_path / "others", *words)
+    assert code == 2 and "holds another patient 0/scan.nii.gz" in errors
+
+
 def test_weights_without_a_shared_space_give_pooled_features(
     scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

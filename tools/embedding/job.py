@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import torch
 
 from mg3d import __version__
 from mg3d.errors import DataError
-from mg3d.inference.model import MG3DModel, load_model, pool_crops
+from mg3d.inference.model import MG3DModel, pool_crops
 from mg3d.inference.processor import Processor, make_processor
-from mg3d.inference.scan_table import read_scan_table
 from mg3d.training.run_folder import write_json
 from prepro.progress import Progress
 from tools.embedding.sources import PackedSource, Prepared, Refused, ScanSource, Source, is_packed
-from tools.embedding.table import ABOUT, Table, make_schema
+from tools.embedding.table import ABOUT, OVERWRITE, Table, make_schema
+from tools.weights_options import open_model, open_processor
 
 FORMAT_VERSION = 1
 SCANS_PER_PART = 64
@@ -40,16 +41,15 @@ def embed(options: Namespace) -> dict[str, Any]:
     Raises:
         MG3DError: bad input; the only scan cannot be used.
     """
-    model = load_model(options.weights, device=options.device, tokenizer=options.tokenizer)
+    model = open_model(options)
     output = options.output or ("embedding" if model.has_shared_space else "pooled")
     source, settings = _source(options, model, output)
     run = _Run(model, output, _table(options, model, output, settings), options.batch_size)
     if options.overwrite:
         run.table.clear()
     started = time.monotonic()
-    done = set(run.table.done())
-    names = source.names
-    before = sum(name in done for name in names)
+    done, names = run.table.done(), source.places
+    before = _already_there(done, names)
     failures = run.over(source, done, Progress(len(names), "embed", "scan"), before)
     write_json(_failures_path(options.out), {"failures": [vars(entry) for entry in failures]})
     if len(names) == 1 and failures and not before:
@@ -74,6 +74,15 @@ def embed(options: Namespace) -> dict[str, Any]:
     }
 
 
+def _already_there(done: Mapping[str, str], places: Mapping[str, str]) -> int:
+    """Scans that are in the table; refuses a name that stands for another scan there."""
+    same = [name for name in places if name in done]
+    for name in same:
+        if Path(done[name]).resolve() != Path(places[name]).resolve():
+            raise DataError(f"the table holds another {name}, from {done[name]}", OVERWRITE, path=places[name])
+    return len(same)
+
+
 def _failures_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}.failures.json")
 
@@ -94,13 +103,8 @@ def _source(options: Namespace, model: MG3DModel, output: str) -> tuple[Source, 
 
 
 def _processor(options: Namespace, model: MG3DModel) -> Processor:
-    changes: dict[str, Any] = {"rescale": options.rescale, "max_volume_gib": options.max_volume_gib}
-    for key in ("assume_spacing", "crop_spacing"):
-        if getattr(options, key):
-            changes[f"{key.replace('assume', 'assumed')}_mm"] = tuple(getattr(options, key))
-    if options.metadata:
-        changes["table"] = read_scan_table(options.metadata)
-    return make_processor(model.preparation, **changes)
+    processor = open_processor(options, model)
+    return replace(processor, crop_spacing_mm=tuple(options.crop_spacing) if options.crop_spacing else None)
 
 
 def _table(options: Namespace, model: MG3DModel, output: str, settings: dict[str, Any]) -> Table:
@@ -138,7 +142,7 @@ class _Run:
         kind = self.table.schema.field(self.output).type
         return int(kind.value_type.list_size if self.output == "tokens" else kind.list_size)
 
-    def over(self, source: Source, done: set[str], progress: Progress, before: int) -> list[Refused]:
+    def over(self, source: Source, done: Collection[str], progress: Progress, before: int) -> list[Refused]:
         """Encode everything that is not done; returns what could not be used."""
         failures: list[Refused] = []
         progress.skip(before)
@@ -193,5 +197,5 @@ def _plain(features: torch.Tensor) -> Any:
     return list(features.numpy()) if features.dim() > 1 else features.numpy()
 
 
-def _as_generator(source: Source, done: set[str]) -> Iterator[Prepared | Refused]:
+def _as_generator(source: Source, done: Collection[str]) -> Iterator[Prepared | Refused]:
     yield from source.prepare(done)

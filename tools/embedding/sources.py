@@ -48,8 +48,8 @@ class Source(Protocol):
     """Scans with unique names in a fixed order."""
 
     @property
-    def names(self) -> list[str]:
-        """Every scan, in order."""
+    def places(self) -> dict[str, str]:
+        """Name of every scan, in order, and where it is."""
 
     def prepare(self, done: Collection[str]) -> Iterator[Prepared | Refused]:
         """Yield the scans that are not ``done``, in order."""
@@ -91,9 +91,9 @@ class ScanSource:
         self._workers = workers
 
     @property
-    def names(self) -> list[str]:
-        """Paths below the given folder."""
-        return [scan.name for scan in self._found]
+    def places(self) -> dict[str, str]:
+        """Paths below the given folder, and the paths."""
+        return {scan.name: str(scan.path) for scan in self._found}
 
     def prepare(self, done: Collection[str]) -> Iterator[Prepared | Refused]:
         """Read and resample what is not done; a scan that cannot be read or kills its worker is refused."""
@@ -142,9 +142,9 @@ class PackedSource:
             self._rows += [(f"{corpus}/{each_split}/{name}", dataset, row) for row, name in enumerate(ids)]
 
     @property
-    def names(self) -> list[str]:
-        """Corpus, split and ``image_id``."""
-        return [name for name, _, _ in self._rows]
+    def places(self) -> dict[str, str]:
+        """Corpus, split and ``image_id``, and the Arrow files."""
+        return {name: ", ".join(dataset.table.paths) for name, dataset, _ in self._rows}
 
     def prepare(self, done: Collection[str]) -> Iterator[Prepared | Refused]:
         """Read what is not done, in this process."""

@@ -72,20 +72,21 @@ class Table:
         shutil.rmtree(self._folder, ignore_errors=True)
         self.out.unlink(missing_ok=True)
 
-    def done(self) -> list[str]:
-        """Names that earlier runs finished.
+    def done(self) -> dict[str, str]:
+        """Names that earlier runs finished, and where these scans were.
 
         Raises:
             DataError: they used other weights or settings, or wrote a file that cannot be read.
         """
-        names: list[str] = []
+        names: dict[str, str] = {}
         for path in self._files():
             try:
                 file = pq.ParquetFile(path)
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"cannot be read ({error})", OVERWRITE, path=str(path)) from error
             self._check_same(file.schema_arrow, path)
-            names += file.read(columns=["id"]).column("id").to_pylist()
+            known = file.read(columns=["id", "path"])
+            names |= zip(known.column("id").to_pylist(), known.column("path").to_pylist(), strict=True)
         return names
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
