@@ -157,8 +157,8 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Report]]:
     impression = _first(columns, IMPRESSION_COLUMNS)
     patient = _first(columns, PATIENT_COLUMNS)
     for row in table.rows:
-        texts = (clean_report(row[column]) if column else "" for column in (findings, impression))
-        yield row[name], Report(*texts, row[patient].strip() if patient else "")
+        text, conclusion = (clean_report(row[column]) if column else "" for column in (findings, impression))
+        yield row[name], Report(text, conclusion, row[patient].strip() if patient else "")
 
 
 def _column(table: Table, columns: dict[str, str], names: tuple[str, ...], what: str) -> str:

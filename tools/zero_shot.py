@@ -108,7 +108,6 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     Raises:
         MG3DError: bad input, or weights without a shared image-text space.
     """
-    from mg3d.inference.model import NO_SPACE, NO_SPACE_MEND
     from tools.retrieval.search import check_out, write_rows
 
     check_scan(options.path)
@@ -117,6 +116,8 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     check_weights(options.weights)
     model = open_model(options)
     if not model.has_shared_space:
+        from mg3d.inference.model import NO_SPACE, NO_SPACE_MEND
+
         raise CheckpointError(f"{model.name}: {NO_SPACE}", NO_SPACE_MEND)
     rows: list[dict[str, Any]] = []
     failures: list[tuple[str, MG3DError]] = []
