@@ -9,12 +9,14 @@ Shape suffixes: B batch, C channels, D/H/W volume axes, N image tokens, E token 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from monai.networks.blocks import PatchEmbed
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, get_window_size
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mg3d.models.vision_encoders.base import VisionEncoder, channel_norm, check_volume, map_to_tokens
@@ -51,8 +53,29 @@ class PatchMerging(nn.Module):
         d, h, w = map_BDHWC.shape[1:4]
         if d % 2 or h % 2 or w % 2:
             map_BDHWC = functional.pad(map_BDHWC, (0, 0, 0, w % 2, 0, h % 2, 0, d % 2))
-        parts = [map_BDHWC[:, i::2, j::2, k::2] for i, j, k in MERGING_OFFSETS[self.order]]
-        return self.reduction(self.norm(torch.cat(parts, dim=-1)))
+        return self.reduction(self.norm(_SubGrids.apply(map_BDHWC, MERGING_OFFSETS[self.order])))
+
+
+class _SubGrids(torch.autograd.Function):
+    """Concatenate strided sub-grids along the channels; the gradient is written once instead of once per sub-grid."""
+
+    @staticmethod
+    def forward(ctx: Any, map_BDHWC: Tensor, offsets: Sequence[tuple[int, int, int]]) -> Tensor:
+        ctx.shape, ctx.offsets = map_BDHWC.shape, offsets
+        return torch.cat([map_BDHWC[:, i::2, j::2, k::2] for i, j, k in offsets], dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BDHWC: Tensor) -> tuple[Tensor, None]:
+        grad = grad_BDHWC.new_empty(ctx.shape)
+        parts = grad_BDHWC.chunk(len(ctx.offsets), dim=-1)
+        for i, j, k in product((0, 1), repeat=3):
+            found = [part for part, offset in zip(parts, ctx.offsets, strict=True) if offset == (i, j, k)]
+            target = grad[:, i::2, j::2, k::2]
+            target.copy_(found[0] if found else target.new_zeros(()))
+            for part in found[1:]:
+                target += part
+        return grad, None
 
 
 class SwinBlock(SwinTransformerBlock):
@@ -247,7 +270,8 @@ class SwinEncoder(VisionEncoder):
             Maps ``[B, embed_dim * 2^k, D_k, H_k, W_k]`` for k = 0..len(depths).
         """
         check_volume(vol_B1DHW)
-        maps = [self.patch_embed(vol_B1DHW)]
+        # channels last in memory, as every later layer wants them: one copy instead of one per layer
+        maps = [self.patch_embed(vol_B1DHW).contiguous(memory_format=torch.channels_last_3d)]
         for k in range(len(self.depths)):
             stages: nn.ModuleList = self.get_submodule(f"layers{k + 1}")  # type: ignore[assignment]
             maps.append(stages[0](maps[-1]))
