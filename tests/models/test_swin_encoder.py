@@ -247,6 +247,23 @@ def test_a_block_equals_monais_with_all_gradients(
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
 
 
+def test_threads_share_the_windows_without_changing_the_result() -> None:
+    torch.manual_seed(0)
+    block = SwinBlock(12, 3, (3, 4, 3), (1, 2, 1)).double()
+    results, threads = [], torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        hidden = torch.linspace(-2, 2, 2 * 12 * 9 * 8 * 7).double().sin().view(2, 9, 8, 7, 12).requires_grad_()
+        block.zero_grad()
+        block(hidden, None).square().sum().backward()
+        results.append([hidden.grad, *(parameter.grad.clone() for parameter in block.parameters())])
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
 def test_bfloat16_autocast_stays_close_and_trains() -> None:
     encoder = tiny(proj_out_dim=8, proj_hidden_dim=8)
     volume = torch.rand(2, 1, 16, 16, 16)

@@ -1,7 +1,7 @@
 """Window attention on the unpadded grid, a few attention maps at a time.
 
 At the published size one block of the first stage has 2,100 maps of 343 x 343: about 1 GB, of which automatic
-differentiation keeps several copies. Here a CPU works on two maps per core at a time, which stay in its cache, and the
+differentiation keeps several copies. Here each core works on two maps at a time, which stay in its cache, and the
 backward pass computes them again from the same numbers; windows are cut to the positions that exist
 (:mod:`mg3d.models.vision_encoders.windows`).
 
@@ -12,6 +12,7 @@ A heads, d channels of one head, C = A * d.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mg3d.models.vision_encoders.windows import WindowGroup, window_groups
+from mg3d.models.vision_encoders.worker_threads import run_shares, share_out
 
 CUDA_MAP_BYTES = 2**30
 """Attention maps worked on at a time on a GPU: few kernel launches."""
@@ -71,14 +73,18 @@ class _Attention(torch.autograd.Function):
         ctx: Any, qkv: Tensor, padding_2Ad: Tensor, groups: Sequence[WindowGroup], scale: float, *biases: Tensor
     ) -> Tensor:
         result = qkv.new_empty(*qkv.shape[:4], *qkv.shape[5:])
+
+        def work(pieces: list[Piece]) -> None:
+            for index, place in pieces:
+                q, k, v = _operands(qkv, padding_2Ad, groups[index], place)
+                out = torch.empty_like(q)
+                for part, maps in _chunks(biases[index], q):
+                    attention = _attention(q[part], k[part], biases[index][part[0]], scale, maps)
+                    torch.bmm(attention.to(v.dtype), v[part].flatten(0, 1), out=out[part].flatten(0, 1))
+                _scatter(out, groups[index], result, place)
+
         with torch.autocast(qkv.device.type, enabled=False):
-            for group, bias_APK in zip(groups, biases, strict=True):
-                for q, k, v, place in _windows(qkv, padding_2Ad, group, bias_APK):
-                    out = torch.empty_like(q)
-                    for part, maps in _chunks(bias_APK, q):
-                        attention = _attention(q[part], k[part], bias_APK[part[0]], scale, maps)
-                        torch.bmm(attention.to(v.dtype), v[part].flatten(0, 1), out=out[part].flatten(0, 1))
-                    _scatter(out, group, result, place)
+            run_shares(work, _pieces(qkv, groups))
         ctx.save_for_backward(qkv, padding_2Ad, result, *biases)
         ctx.groups, ctx.scale = groups, scale
         return result.flatten(4)
@@ -87,18 +93,28 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BDHWC: Tensor) -> tuple[Tensor | None, ...]:
         qkv, padding_2Ad, result, *biases = ctx.saved_tensors
-        grad_qkv, grad_padding = torch.empty_like(qkv), torch.zeros_like(padding_2Ad, dtype=biases[0].dtype)
-        grad_biases = [torch.zeros_like(bias) for bias in biases]
+        grad_qkv = torch.empty_like(qkv)
         grad_result = grad_BDHWC.unflatten(4, qkv.shape[5:]).to(qkv.dtype)
         # derivative of softmax: a * (da - sum(a * da)); the sum equals grad . result
-        inner_BDHWA = (grad_result * result).sum(-1, dtype=biases[0].dtype)
+        inner_BDHWA1 = (grad_result * result).sum(-1, keepdim=True, dtype=biases[0].dtype)
+
+        def work(pieces: list[Piece]) -> tuple[Tensor, dict[int, Tensor]]:
+            grad_padding = torch.zeros_like(padding_2Ad, dtype=biases[0].dtype)
+            grad_biases = {index: torch.zeros_like(biases[index]) for index in {index for index, _ in pieces}}
+            for index, place in pieces:
+                group = ctx.groups[index]
+                operands = _operands(qkv, padding_2Ad, group, place)
+                grad, inner = _gather(grad_result, group, place), _gather(inner_BDHWA1, group, place)
+                grads = _backward_windows(operands, grad, inner, biases[index], grad_biases[index], ctx.scale)
+                _scatter_qkv(grads, group, grad_qkv, grad_padding, place)
+            return grad_padding, grad_biases
+
         with torch.autocast(qkv.device.type, enabled=False):
-            for group, bias, grad_bias in zip(ctx.groups, biases, grad_biases, strict=True):
-                for q, k, v, place in _windows(qkv, padding_2Ad, group, bias):
-                    grad, inner = _gather(grad_result, group, place), _gather(inner_BDHWA[..., None], group, place)
-                    grads = _backward_windows((q, k, v), grad, inner, bias, grad_bias, ctx.scale)
-                    _scatter_qkv(grads, group, grad_qkv, grad_padding, place)
-        return grad_qkv, grad_padding.to(padding_2Ad.dtype), None, None, *grad_biases
+            found = run_shares(work, _pieces(qkv, ctx.groups))
+        grad_padding = torch.stack([padding for padding, _ in found]).sum(0).to(padding_2Ad.dtype)
+        of_bias = [[part[index] for _, part in found if index in part] for index in range(len(biases))]
+        grad_biases = [parts[0] if len(parts) == 1 else torch.stack(parts).sum(0) for parts in of_bias]
+        return grad_qkv, grad_padding, None, None, *grad_biases
 
 
 def _backward_windows(
@@ -151,8 +167,7 @@ def _chunks(bias_APK: Tensor, q_AMPd: Tensor) -> Iterator[tuple[Part, Tensor]]:
     """Heads and windows, in portions whose maps fit the cache, and room ``[A * M, P, K]`` for them."""
     heads, windows = q_AMPd.shape[:2]
     on_cpu = bias_APK.device.type == "cpu"
-    budget = CPU_MAP_BYTES * torch.get_num_threads() if on_cpu else CUDA_MAP_BYTES
-    fitting = max(1, budget // (bias_APK[0].numel() * bias_APK.element_size()))
+    fitting = max(1, (CPU_MAP_BYTES if on_cpu else CUDA_MAP_BYTES) // (bias_APK[0].numel() * bias_APK.element_size()))
     # several heads only with all windows: their parts of the operands are then contiguous
     head_step, step = (min(heads, fitting // windows), windows) if fitting >= windows else (1, fitting)
     room = bias_APK.new_empty(head_step * step, *bias_APK.shape[1:])
@@ -163,32 +178,37 @@ def _chunks(bias_APK: Tensor, q_AMPd: Tensor) -> Iterator[tuple[Part, Tensor]]:
 
 
 Place = tuple[slice, slice]
+Piece = tuple[int, Place]
 
 
-def _windows(
-    qkv: Tensor, padding_2Ad: Tensor, group: WindowGroup, bias_APK: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Place]]:
-    """Queries ``[A, M, P, d]``, keys and values ``[A, M, K, d]`` of the windows of a group, one layer at a time."""
-    for place in _places(qkv, group):
-        parts = [_gather(qkv[..., which, :, :], group, place) for which in range(3)]
-        if group.padding:
-            for which in (1, 2):
-                heads, windows = parts[which].shape[:2]
-                extra = padding_2Ad[which - 1][:, None, None].expand(heads, windows, 1, -1)
-                parts[which] = torch.cat([parts[which], extra], dim=2)
-        yield parts[0], parts[1], parts[2], place
+def _pieces(qkv: Tensor, groups: Sequence[WindowGroup]) -> list[list[Piece]]:
+    """Window groups and their places, shared out to the threads of a CPU."""
+    threads = torch.get_num_threads() if qkv.device.type == "cpu" else 1
+    pieces, costs = [], []
+    for index, group in enumerate(groups):
+        places = _places(qkv, group, whole_bytes=CPU_GATHER_BYTES if threads == 1 else CPU_GATHER_BYTES // 16)
+        cost = len(qkv) * prod(run.count for run in group.runs) * len(group.positions) ** 2 / len(places)
+        pieces += [(index, place) for place in places]
+        costs += [cost] * len(places)
+    return share_out(pieces, costs, threads)
 
 
-def _places(qkv: Tensor, group: WindowGroup) -> Iterator[Place]:
-    """Samples and layers of windows whose operands are gathered at a time."""
+def _places(qkv: Tensor, group: WindowGroup, whole_bytes: int) -> list[Place]:
+    """Samples and layers of windows whose operands are gathered at a time; all of them when they are few."""
     samples, layers = len(qkv), group.runs[0].count
     layer_bytes = group.windows(qkv)[0, 0].numel() * qkv.element_size()
-    if qkv.device.type != "cpu" or samples * layers * layer_bytes <= CPU_GATHER_BYTES:
-        yield slice(None), slice(None)
-        return
-    for sample in range(samples):
-        for layer in range(layers):
-            yield slice(sample, sample + 1), slice(layer, layer + 1)
+    if qkv.device.type != "cpu" or samples * layers * layer_bytes <= whole_bytes:
+        return [(slice(None), slice(None))]
+    return [(slice(b, b + 1), slice(n, n + 1)) for b in range(samples) for n in range(layers)]
+
+
+def _operands(qkv: Tensor, padding_2Ad: Tensor, group: WindowGroup, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries ``[A, M, P, d]``, keys and values ``[A, M, K, d]`` of the windows at a place."""
+    q, k, v = (_gather(qkv[..., which, :, :], group, place) for which in range(3))
+    if not group.padding:
+        return q, k, v
+    extra_k, extra_v = (each[:, None, None].expand(-1, k.shape[1], 1, -1) for each in padding_2Ad)
+    return q, torch.cat([k, extra_k], dim=2), torch.cat([v, extra_v], dim=2)
 
 
 def _gather(grid_BDHWAd: Tensor, group: WindowGroup, place: Place) -> Tensor:
