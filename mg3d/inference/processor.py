@@ -19,7 +19,7 @@ from mg3d.datasets.volume import PRETRAIN_SIZE_DHW
 from mg3d.errors import CheckpointError, DataError
 from mg3d.inference.crops import MIN_OVERLAP, crop_starts, pad_to
 from mg3d.inference.places import Place, find_weights
-from mg3d.inference.scan_table import TableRow, scan_name
+from mg3d.inference.scan_table import TableRow, read_scan_table, scan_name
 from mg3d.scans.geometry import WHOLE, Geometry, grid_spacing, plan_axes
 from mg3d.scans.prepare import PreparedScan, prepare_scan
 from mg3d.scans.raw_volume import UNKNOWN_DIRECTIONS, RawVolume, check_layout, check_spacing
@@ -189,11 +189,15 @@ class Processor:
         )
 
 
-def load_processor(name_or_path: str | Path, **changes: Any) -> Processor:
+def load_processor(
+    name_or_path: str | Path, *, metadata: str | Path | Sequence[str | Path] = (), **changes: Any
+) -> Processor:
     """Rebuild the preparation of scans that weights were trained with.
 
     Args:
         name_or_path: as for :func:`mg3d.load_model`.
+        metadata: CSV files with the scale of scans by name, see :mod:`mg3d.inference.scan_table`; the first release
+            of CT-RATE needs its own.
         **changes: other values of :class:`Processor`'s fields, for example ``window_hu`` or ``assumed_spacing_mm``.
 
     Returns:
@@ -201,7 +205,11 @@ def load_processor(name_or_path: str | Path, **changes: Any) -> Processor:
 
     Raises:
         CheckpointError: no such weights, or a description that cannot be read.
+        DataError: a table that cannot be read.
     """
+    tables = [metadata] if isinstance(metadata, (str, Path)) else list(metadata)
+    if tables:
+        changes["table"] = read_scan_table(tables)
     return make_processor(stored_preparation(find_weights(name_or_path)), **changes)
 
 

@@ -183,6 +183,9 @@ def test_the_preparation_comes_from_the_weights(tmp_path: Path) -> None:
     assert from_run.size_dhw == SIZE and from_run.target_spacing_mm == (2.0, 1.0, 1.0)
     assert from_run.window_hu == (-900, 300)
     assert load_processor(export(tmp_path / "e")).size_dhw == SIZE
+    (tmp_path / "metadata.csv").write_text("VolumeName,RescaleSlope,RescaleIntercept\na.nii.gz,1,-1024\n")
+    with_table = load_processor(run, metadata=tmp_path / "metadata.csv")
+    assert with_table.table["a"].rescale == (1.0, -1024.0) and with_table != from_run
     assert load_processor(run, assumed_spacing_mm=(1, 1, 1)).assumed_spacing_mm == (1, 1, 1)
 
 
