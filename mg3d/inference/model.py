@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mg3d.datasets.collate import collate_reports
 from mg3d.datasets.report_text import ReportEncoding
@@ -24,6 +23,7 @@ from mg3d.inference import weights
 from mg3d.inference.places import Place, find_weights
 from mg3d.inference.processor import ProcessedScan, Processor, make_processor
 from mg3d.inference.text import tokenize_prompts
+from mg3d.inference.volumes import check_volumes, pool_crops
 from mg3d.models.checkpoint import CoverageReport
 from mg3d.models.language_encoders import create_tokenizer
 from mg3d.models.network import MG3DNetwork
@@ -33,8 +33,6 @@ from mg3d.models.weights_file import tensor_digest
 
 Output = Literal["embedding", "pooled", "tokens", "stages"]
 OUTPUTS = ("embedding", "pooled", "tokens", "stages")
-TOLERANCE = 1e-3
-MAKE_VOLUMES = "make volumes of a scan with load_processor(...)(scan).volumes"
 
 NO_SPACE = "these weights hold no trained space that images and texts share"
 NO_SPACE_MEND = (
@@ -291,46 +289,6 @@ class MG3DModel:
             return ZeroShot(tuple(prompts), scores, torch.softmax(self.logit_scale * scores, dim=1))
         scores = scores - image_BP @ self.encode_text(negatives).t()
         return ZeroShot(tuple(prompts), scores, torch.sigmoid(self.logit_scale * scores))
-
-
-def pool_crops(found: Tensor, output: str) -> Tensor:
-    """One row from the V volumes of a scan.
-
-    Args:
-        found: ``embedding`` [V, P], ``pooled`` [V, E] or ``tokens`` [V, N, E].
-        output: which of them.
-
-    Returns:
-        Mean unit vector [1, P] (unit length), mean [1, E], or all tokens [1, V * N, E].
-    """
-    if output == "tokens":
-        return found.flatten(0, 1)[None]
-    mean = found.mean(dim=0, keepdim=True)
-    return functional.normalize(mean, dim=-1) if output == "embedding" and len(found) > 1 else mean
-
-
-def check_volumes(volumes: Tensor | np.ndarray) -> Tensor:
-    """Refuse what is no batch of volumes in [0, 1].
-
-    Args:
-        volumes: [B, 1, D, H, W].
-
-    Returns:
-        The same as a float32 tensor.
-
-    Raises:
-        DataError: other shape or type, values that are not finite or outside of [0, 1].
-    """
-    batch = torch.as_tensor(volumes)
-    if batch.dim() != 5 or batch.shape[1] != 1 or not len(batch):
-        raise DataError(f"expected volumes [B, 1, D, H, W], got shape {tuple(batch.shape)}", MAKE_VOLUMES)
-    if not batch.is_floating_point():
-        raise DataError(f"expected floating-point volumes in [0, 1], got {batch.dtype}", MAKE_VOLUMES)
-    batch = batch.float()
-    low, high = float(batch.min()), float(batch.max())
-    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also NaN
-        raise DataError(f"values from {low:g} to {high:g} are not in [0, 1]", MAKE_VOLUMES)
-    return batch
 
 
 def load_model(

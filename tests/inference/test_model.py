@@ -16,8 +16,9 @@ from mg3d.datasets.collate import collate_reports
 from mg3d.datasets.report_text import encode_report
 from mg3d.errors import CheckpointError, DataError, EnvironmentProblem
 from mg3d.evaluation.features import embed_batch, embed_prompts
-from mg3d.inference.model import MG3DModel, load_model, pool_crops
+from mg3d.inference.model import MG3DModel, load_model
 from mg3d.inference.processor import ProcessedScan
+from mg3d.inference.volumes import pool_crops
 from mg3d.models.network import MG3DNetwork
 from mg3d.models.vision_encoders import create_vision_encoder
 from tests.inference.tiny_weights import SPACING_ZYX, checkpoint, chest_hu, export, network, save_nifti, volumes

@@ -16,8 +16,9 @@ import torch
 
 from mg3d import __version__
 from mg3d.errors import DataError
-from mg3d.inference.model import MG3DModel, pool_crops
+from mg3d.inference.model import MG3DModel
 from mg3d.inference.processor import Processor, make_processor
+from mg3d.inference.volumes import pool_crops
 from mg3d.training.run_folder import write_json
 from prepro.progress import Progress
 from tools.embedding.sources import PackedSource, Prepared, Refused, ScanSource, Source, is_packed
