@@ -10,6 +10,8 @@ valid; a masked position contributes nothing and its own outputs are zero.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -65,7 +67,7 @@ def weight_gated(value_BTC: Tensor, gates_BTI: Tensor, linear: nn.Linear, mask_B
     return context if mask_BT is None else context.masked_fill(~mask_BT.unsqueeze(2), 0.0)
 
 
-class _CrossAttention(nn.Module):
+class _CrossAttention(nn.Module, ABC):
     """The six projections and both gate matrices that the bidirectional layers share."""
 
     def __init__(self, hidden: int, variant: str) -> None:
@@ -103,11 +105,13 @@ class _CrossAttention(nn.Module):
         context2 = self._context2(self.value1(a_BIC), probs2, mask_a_BI, mask_b_BT)
         return context2, probs2, context1, probs1
 
+    @abstractmethod
     def _context1(self, value: Tensor, probs: Tensor, mask_a: Tensor | None, mask_b: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """New b from its values and gates."""
 
+    @abstractmethod
     def _context2(self, value: Tensor, probs: Tensor, mask_a: Tensor | None, mask_b: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """New a from its values and gates."""
 
 
 class MLMCrossAttention(_CrossAttention):
