@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,15 @@ def shared_dir() -> Path:
 def golden_dir(shared_dir: Path) -> Path:
     """Folder of the recorded reference tensors."""
     return shared_dir / "golden" / "v1"
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Undo what a command called in this process did to logging: its handler holds a stream that is soon closed."""
+    project, root = logging.getLogger("mg3d"), logging.getLogger()
+    before = list(project.handlers), project.propagate, project.level
+    yield
+    project.handlers, project.propagate = before[0], before[1]
+    project.setLevel(before[2])
+    for handler in [each for each in root.handlers if type(each) is logging.StreamHandler]:
+        root.removeHandler(handler)

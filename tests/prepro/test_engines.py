@@ -112,7 +112,8 @@ def test_a_worker_that_cannot_start_is_a_failed_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_the_run(tmp_path: Path, sent: signal.Signals) -> None:
     lines = (
-        "import sys; from pathlib import Path",
+        "import signal, sys; from pathlib import Path",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts without it",
         f"sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]",
         "from engine_readers import SleepingReader, cases",
         "from prepro.engines import create_engine, load_in_order",

@@ -77,7 +77,7 @@ def test_the_numbers_are_those_of_the_fusion_layers(
 ) -> None:
     answer(capsys, main, scan, "--weights", weights, "--findings", "no pleural effusion is present.", "--out", tmp_path)
     shown = np.frombuffer(
-        base64.b64decode(embedded((tmp_path / "index.html").read_text())["contrasts"][0]["values"]), "<f4"
+        base64.b64decode(embedded((tmp_path / "index.html").read_text(encoding="utf-8"))["contrasts"][0]["values"]), "<f4"
     )
     model = load_model(weights)
     volume = torch.from_numpy(model.processor(scan).volumes)
@@ -137,7 +137,7 @@ def test_a_table_with_the_scan_is_enough(
     table.write_text("scan;report\nchest_6;The heart is large.\nchest_7.nii.gz;No pleural effusion is present.\n")
     told = answer(capsys, main, scan, "--weights", weights, "--reports", table, "--out", tmp_path / "out")
     assert told["sentences"] == 1
-    assert "no pleural effusion is present." in (tmp_path / "out" / "index.html").read_text()
+    assert "no pleural effusion is present." in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
 def test_what_the_model_cannot_read_is_listed(
@@ -146,7 +146,7 @@ def test_what_the_model_cannot_read_is_listed(
     long = " ".join(f"The lungs are clear {number}." for number in range(12))
     told = answer(capsys, main, scan, "--weights", weights, "--findings", long, "--out", tmp_path)
     assert told["sentences"] + told["not_read"] == 12 and told["not_read"] > 0
-    page = (tmp_path / "index.html").read_text()
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert page.index("Not read by the model") < page.index("the lungs are clear 11.")
 
 
@@ -179,7 +179,7 @@ def test_a_folder_with_something_else_is_left_alone(
 ) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     assert "something else" in refusal(capsys, main, scan, "--weights", weights, *TEXT, "--out", tmp_path)
-    assert (tmp_path / "mine.txt").read_text() == "keep"
+    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "keep"
     older = tmp_path / "older"
     answer(capsys, main, scan, "--weights", weights, *TEXT, "--out", older)
     refuse_foreign_folder(older)
