@@ -77,7 +77,8 @@ def test_the_numbers_are_those_of_the_fusion_layers(
 ) -> None:
     answer(capsys, main, scan, "--weights", weights, "--findings", "no pleural effusion is present.", "--out", tmp_path)
     shown = np.frombuffer(
-        base64.b64decode(embedded((tmp_path / "index.html").read_text(encoding="utf-8"))["contrasts"][0]["values"]), "<f4"
+        base64.b64decode(embedded((tmp_path / "index.html").read_text(encoding="utf-8"))["contrasts"][0]["values"]),
+        "<f4",
     )
     model = load_model(weights)
     volume = torch.from_numpy(model.processor(scan).volumes)
