@@ -264,6 +264,16 @@ def test_threads_share_the_windows_without_changing_the_result() -> None:
             torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_threads_work_without_gradients_too(mode: type) -> None:
+    encoder, volume, threads = tiny(), torch.rand(2, 1, 16, 16, 16), torch.get_num_threads()
+    torch.set_num_threads(2)
+    with mode():
+        quiet = encoder.tokens(volume)
+    torch.set_num_threads(threads)
+    torch.testing.assert_close(quiet, encoder.tokens(volume).detach())
+
+
 def test_bfloat16_autocast_stays_close_and_trains() -> None:
     encoder = tiny(proj_out_dim=8, proj_hidden_dim=8)
     volume = torch.rand(2, 1, 16, 16, 16)

@@ -49,8 +49,10 @@ def run_shares(work: Callable[[list[Item]], Result], shares: Sequence[list[Item]
     if len(shares) == 1:
         return [work(shares[0])]
 
+    inference = torch.is_inference_mode_enabled()  # like the gradient mode, each thread has its own
+
     def quietly(share: list[Item]) -> Result:
-        with torch.no_grad():
+        with torch.inference_mode(inference), torch.no_grad():  # the other way round gradients would be back on
             return work(share)
 
     return list(_pool(len(shares)).map(quietly, shares))
