@@ -77,7 +77,8 @@ def test_an_empty_report_takes_no_part_in_text_terms(name):
     batch = tiny_batch((3, 0, 5), false_images=DRAWS.get(name, 0))
     kept = take(batch, [0, 2])
     torch.testing.assert_close(losses(net, batch), losses(net, kept), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradients(net, batch), gradients(net, kept), rtol=1e-3, atol=1e-6)
+    # the normalisations of a random network amplify rounding, which differs between batch sizes and thread counts
+    torch.testing.assert_close(gradients(net, batch), gradients(net, kept), rtol=1e-3, atol=1e-4)
 
 
 def test_an_empty_report_still_teaches_reconstruction():
