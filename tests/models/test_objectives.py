@@ -73,12 +73,13 @@ def test_the_order_of_the_studies_does_not_matter():
 @pytest.mark.parametrize("name", ["sen_mlm", "local_itc", "itc", "itm"])
 def test_an_empty_report_takes_no_part_in_text_terms(name):
     """Loss and gradient with an empty report equal those of the batch without that study."""
-    net = tiny_network(objectives=(name,), memory_queue="none").eval()
+    net = tiny_network(objectives=(name,), memory_queue="none").eval().double()
     batch = tiny_batch((3, 0, 5), false_images=DRAWS.get(name, 0))
+    # double precision: the normalisations of a random network amplify rounding, which differs between batch sizes
+    batch = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
     kept = take(batch, [0, 2])
     torch.testing.assert_close(losses(net, batch), losses(net, kept), rtol=1e-4, atol=1e-5)
-    # the normalisations of a random network amplify rounding, which differs between batch sizes and thread counts
-    torch.testing.assert_close(gradients(net, batch), gradients(net, kept), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradients(net, batch), gradients(net, kept), rtol=1e-3, atol=1e-6)
 
 
 def test_an_empty_report_still_teaches_reconstruction():
