@@ -70,7 +70,7 @@ def run_fresh(module: str, options: Mapping[str, Any], variables: Mapping[str, s
         cwd=ROOT,
         env={**os.environ, **variables},
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     if done.returncode:

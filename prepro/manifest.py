@@ -92,7 +92,9 @@ def code_version() -> dict[str, str]:
     """Return version, row format and git commit of this code; the commit is empty outside a checkout."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
-        answer = run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False).stdout
+        answer = run(
+            command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", timeout=5, check=False
+        ).stdout
     except (OSError, SubprocessError):
         answer = ""
     return {"mg3d": mg3d.__version__, "format": FORMAT_VERSION, "commit": answer.strip()}

@@ -19,14 +19,14 @@ FORBIDDEN_IMPORTS = {
     "mg3d/metrics": ("mg3d.models", "mg3d.datasets", "mg3d.datamodules", "mg3d.config"),
 }
 UNSAFE = re.compile(
-    r"weights_only\s*=\s*False|pickle\.loads?\(|yaml\.load\(|shell\s*=\s*True|os\.system\(|(?<![.\w])eval\("
+    r"\btext\s*=\s*True|weights_only\s*=\s*False|pickle\.loads?\(|yaml\.load\(|shell\s*=\s*True|os\.system\(|(?<![.\w])eval\("
 )
 PRIVATE_PLACE = re.compile(r"(?<![\w.$}>])/(home|scratch|root|work|mnt)/\w")
 
 
 def tracked(repository: Path, *patterns: str) -> list[Path]:
     listed = subprocess.run(
-        ["git", "ls-files", *patterns], cwd=repository, capture_output=True, text=True, check=True
+        ["git", "ls-files", *patterns], cwd=repository, capture_output=True, encoding="utf-8", check=True
     ).stdout
     return [repository / line for line in listed.splitlines()]
 
@@ -71,7 +71,7 @@ def test_tracked_files_are_small(repository: Path) -> None:
 def test_lint(repository: Path) -> None:
     for words in (["check", "."], ["format", "--check", "."]):
         done = subprocess.run(
-            [sys.executable, "-m", "ruff", *words], cwd=repository, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "ruff", *words], cwd=repository, capture_output=True, encoding="utf-8", check=False
         )
         assert done.returncode == 0, done.stdout[-2000:]
 
@@ -79,6 +79,10 @@ def test_lint(repository: Path) -> None:
 @pytest.mark.slow
 def test_types(repository: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "mg3d", "prepro"], cwd=repository, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "mypy", "mg3d", "prepro"],
+        cwd=repository,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:]

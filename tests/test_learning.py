@@ -19,7 +19,7 @@ MIN_STUDIES = 200
 def run(repository: Path, *words: str) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *words], cwd=repository, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *words], cwd=repository, env=environment, capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -150,7 +150,11 @@ def test_help_and_listings(entry: ModuleType, capsys: pytest.CaptureFixture[str]
 
 def test_refusal_and_help_in_a_process_of_their_own_load_nothing_heavy(repository: Path) -> None:
     refused = subprocess.run(
-        [sys.executable, "main.py", "with", "nonsense=1"], cwd=repository, capture_output=True, text=True, timeout=60
+        [sys.executable, "main.py", "with", "nonsense=1"],
+        cwd=repository,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
     )
     assert refused.returncode == 2 and "nonsense" in refused.stderr and "Traceback" not in refused.stderr
     assert refused.stdout == "" and len(refused.stderr.strip().splitlines()) <= 5
@@ -162,7 +166,7 @@ def test_refusal_and_help_in_a_process_of_their_own_load_nothing_heavy(repositor
         "print(codes, sorted(heavy), file=sys.stderr)\n"
     )
     light = subprocess.run(
-        [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script], cwd=repository, capture_output=True, encoding="utf-8", timeout=60, check=True
     )
     assert light.stderr.strip().splitlines()[-1] == "[2, 0, 0] []"
 

@@ -38,7 +38,7 @@ def test_every_objective_learns_on_real_volumes(tmp_path: Path, shared_dir: Path
     ]
     for command in commands:
         done = subprocess.run(
-            [sys.executable, *command], cwd=repository, capture_output=True, text=True, timeout=600, check=False
+            [sys.executable, *command], cwd=repository, capture_output=True, encoding="utf-8", timeout=600, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
     log = next((tmp_path / "result").rglob("metrics.jsonl"))

@@ -19,7 +19,9 @@ ID_COLUMN = "image_id"
 
 def _git(*arguments: str, folder: Path) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, encoding="utf-8", timeout=20, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -61,7 +61,12 @@ def test_rows_hold_the_smallest_time_the_largest_memory_and_the_ratio() -> None:
 def test_command_prints_one_json_object_last(repository: Path) -> None:
     command = [sys.executable, "benchmarks/encoder_table.py", "--rounds", "1", "--threads", "1", "--size", "32x32x64"]
     done = subprocess.run(
-        [*command, "--encoders", "nnunet"], cwd=repository, capture_output=True, text=True, check=True, timeout=600
+        [*command, "--encoders", "nnunet"],
+        cwd=repository,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+        timeout=600,
     )
     lines = done.stdout.strip().splitlines()
     found = json.loads(lines[-1])

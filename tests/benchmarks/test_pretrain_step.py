@@ -111,7 +111,7 @@ def test_turns_alternate_and_the_first_ones_do_not_count() -> None:
 @pytest.mark.slow
 def test_command_prints_one_json_object_last(repository: Path) -> None:
     command = [sys.executable, "benchmarks/pretrain_step.py", "--size", "tiny", "--threads", "1"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, timeout=600)
+    done = subprocess.run(command, cwd=repository, capture_output=True, encoding="utf-8", check=True, timeout=600)
     found = json.loads(done.stdout.strip().splitlines()[-1])
     for key in ("step_s", "overhead_ratio", "peak_gib", "peak_gib_checkpointed", "fusion_speedup"):
         assert found[key] > 0

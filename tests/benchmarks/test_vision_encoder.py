@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.slow
 def test_the_encoder_benchmark_prints_its_figures(repository: Path) -> None:
     command = [sys.executable, "benchmarks/vision_encoder.py", "--threads", "1", "--size", "32", "32", "32"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=repository, capture_output=True, encoding="utf-8", check=True)
     figures = json.loads(done.stdout.strip().splitlines()[-1])
     for prefix in ("", "bf16_"):
         assert {f"{prefix}{key}" for key in ("speedup_fwd_bwd", "speedup_fwd", "memory_ratio")} <= set(figures)

@@ -214,7 +214,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def main_py(repository: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     environ = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "main.py", "with", *words]
-    return subprocess.run(command, cwd=repository, env=environ, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=repository, env=environ, capture_output=True, encoding="utf-8", check=False)
 
 
 @pytest.mark.slow

@@ -238,5 +238,5 @@ def test_importing_the_objectives_registry_is_light():
         "import sys; from mg3d.models.objectives import OBJECTIVES; "
         "print(sorted(m for m in sys.modules if m in ('monai', 'transformers', 'pytorch_lightning')), len(OBJECTIVES))"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", check=True)
     assert result.stdout.strip() == "[] 5"

@@ -132,7 +132,9 @@ def test_the_command_needs_no_torch(tmp_path: Path, repository: Path) -> None:
         "heavy = {'torch', 'monai', 'transformers', 'lightning'} & set(sys.modules)\n"
         "sys.exit(code or (3 if heavy else 0))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "written" in done.stdout and (tmp_path / "set" / "manifest.json").is_file()
 

@@ -136,7 +136,7 @@ def test_no_worker_outlives_the_run(tmp_path: Path, sent: signal.Signals) -> Non
 def test_no_scheduler_is_said_in_a_few_lines(tmp_path: Path) -> None:
     root = ct_rate_tree(tmp_path / "raw", train=3, valid=1)
     command = [sys.executable, SCRIPT, "ct_rate", "--root", root, "--out", tmp_path / "out", "--scheduler", NOBODY]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
     assert done.returncode == 2
     assert f"no Dask scheduler answers at {NOBODY}" in done.stderr and "dask scheduler" in done.stderr
     assert len(done.stderr.splitlines()) <= 5 and "Traceback" not in done.stderr
@@ -191,7 +191,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def pack(root: Path, out: Path, *where: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, SCRIPT, "ct_rate", "--root", root.name, "--out", out, *SIZE, *where]
-    return subprocess.run(command, cwd=root.parent, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=root.parent, capture_output=True, encoding="utf-8", timeout=300, check=False)
 
 
 @pytest.mark.slow

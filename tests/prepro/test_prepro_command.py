@@ -29,7 +29,7 @@ def _environment() -> dict[str, str]:
 def _run(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=120, check=False
+        command, cwd=cwd, env=_environment(), capture_output=True, encoding="utf-8", timeout=120, check=False
     )
 
 
@@ -46,7 +46,12 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
         f"sys.exit(any(name in sys.modules for name in ('torch', 'monai', 'pyarrow', 'transformers')))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", probe], cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", probe],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     assert done.returncode == 0
     assert "--split-protocol" in done.stdout
@@ -74,7 +79,12 @@ def test_packing_needs_no_torch(download: Path, tmp_path: Path) -> None:
         f"sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", probe], cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", probe],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

@@ -187,7 +187,7 @@ def test_a_size_limit_ends_the_command_without_traceback(download: Path, tmp_pat
     done = subprocess.run(
         command(download, tmp_path / "out"),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)),
     )

@@ -55,7 +55,9 @@ def test_the_command_runs_from_anywhere_without_torch(packed: Path, tmp_path: Pa
         f"except SystemExit as end: code = end.code\n"
         f"sys.exit(code or 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["exit"] == 0
 
@@ -68,7 +70,7 @@ def test_help_is_light_and_bad_arguments_exit_two(tmp_path: Path) -> None:
         f"sys.exit(code + 10 * any(name in sys.modules for name in ('torch', 'numpy', 'pyarrow')))"
     )
     for words, expected in ((["--help"], 0), ([], 2), (["x", "--workers", "-1"], 2)):
-        done = subprocess.run([sys.executable, "-c", probe, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", probe, *words], capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == expected, done.stderr
         assert len(done.stderr.splitlines()) <= 5
 

@@ -47,7 +47,7 @@ class Stage:
         base |= {"STUB_HOME": str(self.home), "STUB_FAIL_ON": "", "MASTER_ADDR": "", "MASTER_PORT": ""}
         done = subprocess.run(
             ["bash", str(self.root / "run_scripts" / script), *words],
-            env=base | environ, cwd=self.home, capture_output=True, text=True, timeout=60, check=False,
+            env=base | environ, cwd=self.home, capture_output=True, encoding="utf-8", timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
         calls = self.home / "calls"
@@ -67,7 +67,7 @@ def test_scripts_are_short_and_pass_shellcheck(repository: Path) -> None:
     checker = Path(sys.executable).with_name("shellcheck")
     done = subprocess.run(
         [str(checker), "-x", "-P", "SCRIPTDIR", *(str(repository / "run_scripts" / name) for name in SCRIPTS)],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, encoding="utf-8", timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
 

@@ -20,7 +20,7 @@ def _train(repository: Path, script: str, words: list[str], log_dir: Path) -> li
         del environ[name]
     done = subprocess.run(
         ["bash", str(repository / "run_scripts" / script), *words, f"log_dir={log_dir}", "num_gpus=0"],
-        env=environ, capture_output=True, text=True, timeout=500, check=False,
+        env=environ, capture_output=True, encoding="utf-8", timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (log,) = log_dir.glob("*/version_0/metrics.jsonl")

@@ -118,7 +118,7 @@ def test_bombs_are_refused_in_little_memory(kind: str, tmp_path: Path, repositor
     path = _bomb(kind, tmp_path)
     environment = os.environ | {"PYTHONPATH": str(repository)}
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, encoding="utf-8", check=True, env=environment
     )
     grown_mib, _, message = done.stdout.strip().partition(" ")
     words = {

@@ -46,7 +46,11 @@ def modules_after(repository: Path, module: str, *words: object) -> tuple[int, s
         "print('\\n', code, *{'torch', 'monai', 'transformers'} & set(sys.modules))\n"
     )
     told = subprocess.run(
-        [sys.executable, "-c", program, *map(str, words)], cwd=repository, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, *map(str, words)],
+        cwd=repository,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
     code, *heavy = told.stdout.splitlines()[-1].split()
     return int(code), set(heavy)

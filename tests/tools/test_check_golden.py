@@ -317,7 +317,7 @@ def test_help_needs_no_torch(repository: Path) -> None:
 def test_recorded_directory_passes(count: str, repository: Path, golden_dir: Path) -> None:
     command = [sys.executable, "tools/check_golden.py", str(golden_dir), "--threads", count]
     patient = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads must not spin where cores are shared
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=1500, env=patient)
+    done = subprocess.run(command, cwd=repository, capture_output=True, encoding="utf-8", timeout=1500, env=patient)
     assert done.returncode == 0, done.stdout + done.stderr
     total = len(json.loads((golden_dir / "index.json").read_text())["entries"])
     *lines, words, summary = done.stdout.splitlines()

@@ -146,7 +146,7 @@ def test_refusals_and_help_need_no_torch(repository: Path, tmp_path: Path) -> No
     }
     for words, expected in cases.items():
         done = subprocess.run(
-            [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, encoding="utf-8", check=True
         )
         assert done.stdout.splitlines()[-1] == expected, (words, done.stdout[-500:], done.stderr)
         assert len(done.stderr.splitlines()) <= 5

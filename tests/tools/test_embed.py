@@ -268,7 +268,7 @@ def test_refusals_are_short_and_load_no_torch(repository: Path, tmp_path: Path, 
         "assert 'torch' not in sys.modules, 'torch'\nsys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False, timeout=60
     )
     assert done.returncode == 2, done.stderr
     assert why in done.stderr and len(done.stderr.splitlines()) <= 5

@@ -360,7 +360,7 @@ def test_help_and_refusals_load_no_torch(repository: Path, tmp_path: Path, words
     script = repository / "tools" / "visualize_datasets.py"
     program = f"import sys\nsys.path.append({str(script)!r})\n{code}"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60, check=False
     )
     assert done.stdout.splitlines()[-2:] == ["0" if words == ["--help"] else "2", "[]"]
 
@@ -372,7 +372,7 @@ def test_gallery_needs_no_torch(repository: Path, arrows: Path, tmp_path: Path) 
         "print('torch' in sys.modules)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, encoding="utf-8", timeout=60, check=False
     )
     assert done.stdout.splitlines()[-1] == "False"
 

@@ -30,7 +30,7 @@ def start(repository: Path, tmp_path: Path, environ: dict[str, str]) -> dict:
         [sys.executable, "-B", str(script), "with", "key=a b"],
         env={**base, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "", **environ},
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     output, _ = process.communicate(timeout=60)
     return json.loads(output) | {"started_as": process.pid}
