@@ -1,0 +1,1 @@
+"""Fine-tuning: the thin shell that every benchmark under ``downstream/`` shares."""

@@ -1,0 +1,252 @@
+"""What a benchmark says about itself: its cases, its task and the functions that read its data. No heavy import.
+
+A folder under ``downstream/`` fills in one `Benchmark`; `mg3d.finetuning.experiment.run_benchmark` does the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from mg3d.finetuning.config import FinetuneConfig
+
+__all__ = [
+    "AugmentationOptions",
+    "Benchmark",
+    "Case",
+    "ClassificationTask",
+    "FinetuneData",
+    "FinetuneModule",
+    "SegmentationTask",
+    "Splits",
+    "Task",
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image with its label.
+
+    Attributes:
+        id: stable and unique name; first column of ``per_case.csv``.
+        patient: unit of the splits and of the bootstrap.
+        image: file of the image (NIfTI, MetaImage, ``.npy`` ...).
+        label: segmentation: file of the label map.
+        targets: classification: the class index (one value), or one 0/1 for each binary output.
+        stratum: group that splits keep in proportion (class, disease group); empty for none.
+        tags: sub-groups that are also reported alone, for example ``{"phase": "ED"}``.
+    """
+
+    id: str
+    patient: str
+    image: Path
+    label: Path | None = None
+    targets: tuple[float, ...] = ()
+    stratum: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Cases by use: fitted on train, selected on val, reported on test.
+
+    Attributes:
+        train: cases whose labels are fitted.
+        val: cases that choose the best epoch.
+        test: cases that are reported; equal to ``val`` only with ``protocol=reference``.
+        notes: remarks that are printed and written to ``metrics.json``, e.g. ``"selection = reporting"``.
+    """
+
+    train: tuple[Case, ...]
+    val: tuple[Case, ...]
+    test: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AugmentationOptions:
+    """Random changes of a training crop; every probability 0 is off. Axes are those of the image array.
+
+    Attributes:
+        flip_p: probability of a flip along each axis.
+        rot90_p: probability of a quarter turn in the plane of the first two axes.
+        rot90_max: most quarter turns.
+        affine_p: probability of an affine change.
+        affine_rotate_rad: largest rotation about each axis, in radians.
+        affine_scale: largest relative change of size along each axis.
+        affine_translate_voxels: largest shift along each axis, in voxels.
+        noise_p: probability of Gaussian noise.
+        noise_std: its standard deviation, in image units.
+        zoom_p: probability of a zoom.
+        zoom_range: smallest and largest factor.
+        intensity_scale_p: probability of a change of contrast.
+        intensity_scale: largest relative change.
+        intensity_shift_p: probability of a change of brightness.
+        intensity_shift: largest shift, in image units.
+    """
+
+    flip_p: float = 0.0
+    rot90_p: float = 0.0
+    rot90_max: int = 3
+    affine_p: float = 0.0
+    affine_rotate_rad: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    affine_scale: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    affine_translate_voxels: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    noise_p: float = 0.0
+    noise_std: float = 0.0
+    zoom_p: float = 0.0
+    zoom_range: tuple[float, float] = (1.0, 1.0)
+    intensity_scale_p: float = 0.0
+    intensity_scale: float = 0.0
+    intensity_shift_p: float = 0.0
+    intensity_shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class SegmentationTask:
+    """A label map for every image.
+
+    Attributes:
+        classes: names of the foreground classes; label k + 1 is ``classes[k]``.
+        label_map: raw label -> class index (0 background), fixed: it never depends on what a case happens to hold.
+        orientation: axis codes of the working grid, "RAS" or "LPS".
+        spacing_mm: (x, y, z) of the working grid; None keeps the image's own.
+        window: lower and upper value mapped to [0, 1], clipped; None: z-score over the non-zero voxels.
+        roi: voxels of a training crop and of the sliding window, in the order of the image axes.
+        foreground_crop: "none", "raw" (image > 0) or "reference_zscore" (z-scored image > 0).
+        augmentation: random changes of training crops.
+        crops_per_volume: crops of one volume in a step.
+        positive: weight of crops centred on foreground.
+        negative: weight of crops centred on background.
+        loss: "dice_ce", "dice_squared_ce" or "dice".
+        overlap: overlap of neighbouring windows, in [0, 1).
+        blending: weight of voxels inside a window, "constant" or "gaussian".
+        tolerances_mm: tolerances of the normalised surface Dice.
+    """
+
+    classes: tuple[str, ...]
+    label_map: Mapping[int, int]
+    orientation: str = "RAS"
+    spacing_mm: tuple[float, ...] | None = None
+    window: tuple[float, float] | None = None
+    roi: tuple[int, int, int] = (96, 96, 96)
+    foreground_crop: str = "none"
+    augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
+    crops_per_volume: int = 2
+    positive: float = 1.0
+    negative: float = 1.0
+    loss: str = "dice_ce"
+    overlap: float = 0.5
+    blending: str = "constant"
+    tolerances_mm: tuple[float, ...] = (2.0,)
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """One or several answers for every image.
+
+    Attributes:
+        outputs: class names (softmax), or names of the independent binary outputs (sigmoid).
+        kind: "multiclass" or "binary".
+        size_dhw: voxels (z, y, x) that the network sees; `FinetuneConfig.axis_order` may permute them.
+        load: ``"module:function"`` or a top-level function (case, cfg) -> float32 array [D, H, W] in [0, 1]. It runs in
+            loader workers, so it must be picklable.
+        augment: (array, generator, cfg) -> array of the same shape; None for none.
+        head: "linear", "norm_linear", "mlp_linear" or "decoder_gap".
+        balance: "none", or "class": equal class counts each epoch, negatives drawn anew with the epoch.
+        metrics: further figures of (ids, probabilities [n, K], targets [n, K]) -> name -> value.
+    """
+
+    outputs: tuple[str, ...]
+    kind: str = "multiclass"
+    size_dhw: tuple[int, int, int] = (96, 96, 96)
+    load: str | Callable[[Case, FinetuneConfig], np.ndarray] = ""
+    augment: Callable[[np.ndarray, np.random.Generator, FinetuneConfig], np.ndarray] | None = None
+    head: str = "linear"
+    balance: str = "none"
+    metrics: Callable[[list[str], np.ndarray, np.ndarray], Mapping[str, float]] | None = None
+
+
+Task = SegmentationTask | ClassificationTask
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+        name: name of its folder.
+        task: what is predicted.
+        splits: the cases of a config, by use; reads what `prepare` wrote.
+        check_data: every problem of the data at once, each one line that names the file and the mend.
+        write_phantom: (root, seed) writes a small synthetic data set in the published layout.
+        defaults: this benchmark's values of the shared keys.
+        extra_keys: keys of this benchmark alone with their defaults, typed by these; read as ``cfg.extra["key"]``.
+        named_configs: name -> keys; at least "phantom".
+        prepare: turns the download into what `splits` reads; does nothing where that is done already.
+        task_for: the task of a config, when it depends on it.
+        usage: a few lines for ``--help``.
+    """
+
+    name: str
+    task: Task
+    splits: Callable[[FinetuneConfig], Splits]
+    check_data: Callable[[FinetuneConfig], list[str]]
+    write_phantom: Callable[[Path, int], None]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    extra_keys: Mapping[str, Any] = field(default_factory=dict)
+    named_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prepare: Callable[[FinetuneConfig], None] | None = None
+    task_for: Callable[[FinetuneConfig], Task] | None = None
+    usage: str = ""
+
+    def resolve_task(self, cfg: FinetuneConfig) -> Task:
+        """The task of a config, with the keys that override it (``roi``, ``overlap``, ``blending``, ``augment``)."""
+        task = self.task_for(cfg) if self.task_for is not None else self.task
+        if isinstance(task, ClassificationTask):
+            return task if cfg.augment else dataclasses.replace(task, augment=None)
+        given = {"roi": cfg.roi, "overlap": cfg.overlap, "blending": cfg.blending}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None and value != "task"}
+        if not cfg.augment:
+            changes["augmentation"] = AugmentationOptions()
+        return dataclasses.replace(task, **changes)
+
+
+class FinetuneModule(Protocol):
+    """What `mg3d.finetuning.run` asks of a Lightning module besides Lightning's own methods.
+
+    Attributes:
+        encoder: the image encoder (`mg3d.models.vision_encoders.VisionEncoder`), which receives pre-trained weights.
+        case_rows: after a validation or test epoch one dictionary a case (segmentation: a case and class), gathered
+            over all ranks, sorted by id, without duplicates; the same on every rank.
+        prediction_dir: set before testing: folder that predictions are written to; None writes none.
+        ensemble: set before testing: other modules whose probabilities are averaged with this one's (a plain list that
+            is not registered as sub-modules).
+    """
+
+    encoder: Any
+    case_rows: list[dict[str, Any]]
+    prediction_dir: Path | None
+    ensemble: list[Any]
+
+    def features(self, image_BCDHW: Tensor) -> Tensor:
+        """Pooled encoder features [B, F] (classification; used by the probes)."""
+        ...
+
+
+class FinetuneData(Protocol):
+    """What `mg3d.finetuning.run` asks of a Lightning data module.
+
+    Classification batches are ``{"image": [B, 1, D, H, W], "target": [B, K] or [B], "id": list[str]}``.
+    """
+
+    def batches_per_epoch(self, world_size: int) -> int:
+        """Batches of one process in a training epoch."""
+        ...
