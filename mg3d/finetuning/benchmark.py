@@ -192,6 +192,8 @@ class Benchmark:
         named_configs: name -> keys; at least "phantom".
         prepare: turns the download into what `splits` reads; does nothing where that is done already.
         task_for: the task of a config, when it depends on it.
+        write_results: (config, run folder, rows of the test cases as in ``per_case.csv``) writes the tables of results
+            that users of this data set know; None for none.
         usage: a few lines for ``--help``.
     """
 
@@ -205,6 +207,7 @@ class Benchmark:
     named_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     prepare: Callable[[FinetuneConfig], None] | None = None
     task_for: Callable[[FinetuneConfig], Task] | None = None
+    write_results: Callable[[FinetuneConfig, Path, list[dict[str, Any]]], None] | None = None
     usage: str = ""
 
     def resolve_task(self, cfg: FinetuneConfig) -> Task:
