@@ -162,6 +162,10 @@ class ClassificationTask:
         head: "linear", "norm_linear", "mlp_linear" or "decoder_gap".
         balance: "none", or "class": equal class counts each epoch, negatives drawn anew with the epoch.
         metrics: further figures of (ids, probabilities [n, K], targets [n, K]) -> name -> value.
+        monitor: what chooses the best epoch: "auroc" (mean over the outputs), "accuracy", "macro_f1", a name of
+            `metrics`, or "auto": auroc for binary outputs, accuracy for classes.
+        class_weights: weight of each class in the loss (multiclass), or of the positive cases of each binary output;
+            empty: all equal.
     """
 
     outputs: tuple[str, ...]
@@ -172,6 +176,8 @@ class ClassificationTask:
     head: str = "linear"
     balance: str = "none"
     metrics: Callable[[list[str], np.ndarray, np.ndarray], Mapping[str, float]] | None = None
+    monitor: str = "auto"
+    class_weights: tuple[float, ...] = ()
 
 
 Task = SegmentationTask | ClassificationTask

@@ -58,6 +58,10 @@ class FinetuneConfig:
     shuffle_labels: bool = setting(False, "control: train on labels permuted over the patients")
     num_workers: int = setting(2, "loader processes a rank", low=0, high=256)
     cache: str = setting("none", "where deterministic preprocessing is kept", choices=["none", "memory", "disk"])
+    on_bad_sample: str = setting(
+        "raise", "what a case that cannot be read does to the run: stop it, or be left out", choices=["raise", "skip"]
+    )
+    max_bad_fraction: float = setting(0.05, "on_bad_sample=skip: most cases left out, as a share", low=0, high=1)
     axis_order: str = setting(
         "zyx", "array axes the network sees in classification (zyx as in pre-training)", choices=["zyx", "xyz", "zxy"]
     )
@@ -89,6 +93,9 @@ class FinetuneConfig:
     )
     layer_decay: float = setting(1.0, "rate of a stage over that of the next deeper one; 1 is off", above=0, high=1)
     knn_neighbours: int = setting(20, "neighbours of mode=knn_probe", low=1)
+    knn_temperature: float = setting(
+        0.07, "mode=knn_probe: a neighbour counts exp(cosine / temperature)", above=0, high=100
+    )
 
     # Optimisation
     max_epoch: int | None = setting(100, "epochs; ignored when max_steps is given", low=1)
