@@ -80,6 +80,7 @@ class FinetuneConfig:
     )
     gradient_checkpointing: bool = setting(False, "recompute encoder blocks in the backward pass to save memory")
     weights: str = setting("", "pre-trained weights (file, folder or hub id); empty: from scratch", path=True)
+    scratch: bool = setting(False, "take only the sizes of weights and start at random: the baseline to weights")
     allow_partial: bool = setting(False, "accept weights that cover under 95 % of the encoder")
     mode: str = setting(
         "full",

@@ -1,0 +1,1 @@
+"""Models that fine-tune the image encoder, and what they share."""
