@@ -105,6 +105,9 @@ class FinetuneConfig:
     accumulate: int = setting(1, "forward passes an optimizer step", low=1)
     optimizer: str = setting("adamw", "optimizer", choices=["adamw", "adamw_amsgrad", "adam", "sgd"])
     learning_rate: float = setting(3e-4, "base rate", low=0)
+    learning_rate_crops: int = setting(
+        0, "crops a step that learning_rate is meant for: the rate scales with them; 0: it is taken as it is", low=0
+    )
     weight_decay: float = setting(1e-5, "weight decay", low=0)
     schedule: str = setting("cosine", "rate after the warm-up", choices=["cosine", "constant"])
     schedule_interval: str = setting("step", "when the rate changes", choices=["step", "epoch"])
