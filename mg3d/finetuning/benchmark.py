@@ -217,11 +217,12 @@ class Benchmark:
     usage: str = ""
 
     def resolve_task(self, cfg: FinetuneConfig) -> Task:
-        """The task of a config, with the keys that override it (``roi``, ``overlap``, ``blending``, ``augment``)."""
+        """The task of a config, with the keys that override it (``roi``, ``overlap``, ``positive``, ``augment`` ...)."""
         task = self.task_for(cfg) if self.task_for is not None else self.task
         if isinstance(task, ClassificationTask):
             return task if cfg.augment else dataclasses.replace(task, augment=None)
-        given = {"roi": cfg.roi, "overlap": cfg.overlap, "blending": cfg.blending}
+        keys = ("roi", "overlap", "blending", "crops_per_volume", "positive", "negative")
+        given = {key: getattr(cfg, key) for key in keys}
         changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None and value != "task"}
         if not cfg.augment:
             changes["augmentation"] = AugmentationOptions()

@@ -56,6 +56,7 @@ class FinetuneConfig:
     num_folds: int = setting(5, "folds", low=2, high=100)
     data_fraction: float = setting(1.0, "share of the training patients that is used, e.g. 0.01, 0.1", above=0, high=1)
     shuffle_labels: bool = setting(False, "control: train on labels permuted over the patients")
+    full_check: bool = setting(False, "--check-data also reads every image to its last byte")
     num_workers: int = setting(2, "loader processes a rank", low=0, high=256)
     cache: str = setting("none", "where deterministic preprocessing is kept", choices=["none", "memory", "disk"])
     on_bad_sample: str = setting(
@@ -124,6 +125,9 @@ class FinetuneConfig:
     roi: tuple[int, ...] | None = setting(None, "voxels of crop and window; None: the task's", low=8, high=1024)
     overlap: float | None = setting(None, "overlap of neighbouring windows; None: the task's", low=0, below=1)
     blending: str = setting("task", "weight of voxels inside a window", choices=["task", "constant", "gaussian"])
+    crops_per_volume: int | None = setting(None, "training crops of one volume in a step; None: the task's", low=1)
+    positive: float | None = setting(None, "weight of crops centred on foreground; None: the task's", low=0)
+    negative: float | None = setting(None, "weight of crops centred on background; None: the task's", low=0)
     sw_batch_size: int = setting(2, "windows a forward pass of inference", low=1)
     tta: bool = setting(False, "average over flips at test time")
     ensemble: tuple[str, ...] = setting(
@@ -225,7 +229,9 @@ def _unknown_key(name: str, value: Any, known: list[str]) -> ConfigError:
 
 
 def _normalise(name: str, value: Any, hint: Any) -> Any:
-    """Accept other spellings: precision as text, an unquoted list of words, an item where a list is meant."""
+    """Accept other spellings: true and false in any case, precision as text, an unquoted list of words."""
+    if isinstance(value, str) and (hint is bool or hint == bool | int) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
     if isinstance(value, str) and hint == tuple[str, ...]:
         return [word.strip(" \"'") for word in value.strip("[]() ").split(",") if word.strip()]
     if name == "precision" and isinstance(value, str):
