@@ -217,7 +217,7 @@ class Benchmark:
     usage: str = ""
 
     def resolve_task(self, cfg: FinetuneConfig) -> Task:
-        """The task of a config, with the keys that override it (``roi``, ``overlap``, ``positive``, ``augment`` ...)."""
+        """The task of a config, with the keys that override it (``roi``, ``positive``, ``augment`` ...)."""
         task = self.task_for(cfg) if self.task_for is not None else self.task
         if isinstance(task, ClassificationTask):
             return task if cfg.augment else dataclasses.replace(task, augment=None)
