@@ -1,6 +1,7 @@
 """The command line in front of Sacred: refuses unknown, dead and planned words, then runs the experiment.
 
-Sacred itself would accept a wrong type with a warning and answer an unknown key with a traceback.
+Sacred itself would accept a wrong type with a warning and answer an unknown key with a traceback. The words that an
+experiment knows are a `Vocabulary`; pre-training's is here, that of a benchmark in `mg3d.finetuning.experiment`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,14 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import colorama
 from docopt import DocoptExit, docopt
-from sacred import Experiment
-from sacred.arg_parser import get_config_updates
-from sacred.config import ConfigDict
 
 from mg3d.config_named import NAMED_CONFIGS
+from mg3d.config_sacred import ConfigDict, Experiment, get_config_updates
 from mg3d.config_schema import MG3DConfig, config_defaults
 from mg3d.config_status import (
     DEAD_KEYS,
@@ -31,7 +30,14 @@ from mg3d.config_status import (
 from mg3d.config_types import suggest
 from mg3d.errors import ConfigError, MG3DError
 
-__all__ = ["Request", "compose_config", "parse_command_line", "refusal_text", "run_request"]
+__all__ = [
+    "Request",
+    "Vocabulary",
+    "compose_config",
+    "parse_command_line",
+    "refusal_text",
+    "run_request",
+]
 
 _HELP = """MG-3D pre-training
 
@@ -54,6 +60,33 @@ Named configs
 
 
 @dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The words an experiment knows.
+
+    Attributes:
+        program: how its command line begins, for messages.
+        keys: default of every live key.
+        named: named config -> (meaning, keys).
+        help_text: what ``--help`` prints.
+        planned: named configs of later rounds -> what brings them.
+        dead: keys without effect -> what to write instead.
+        later: keys of later rounds -> what brings them.
+        no_effect: keys accepted without effect -> (the only value accepted, None for any; notice).
+        synonyms: other spellings of keys.
+    """
+
+    program: str
+    keys: Callable[[], Mapping[str, Any]]
+    named: Mapping[str, tuple[str, Mapping[str, Any]]]
+    help_text: Callable[[], str]
+    planned: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    dead: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    later: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    no_effect: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
+    synonyms: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """What a command line asks for: a command with overrides and named configs, or a help text to show."""
 
@@ -66,12 +99,13 @@ class Request:
     help_text: str = ""
 
 
-def parse_command_line(experiment: Experiment, argv: Sequence[str]) -> Request:
+def parse_command_line(experiment: Experiment, argv: Sequence[str], vocabulary: Vocabulary | None = None) -> Request:
     """Read and check a command line.
 
     Args:
         experiment: the Sacred experiment.
         argv: words after the program name.
+        vocabulary: the words it knows; those of pre-training when None.
 
     Returns:
         The request; `Request.help_text` is set when only help was asked for.
@@ -79,15 +113,16 @@ def parse_command_line(experiment: Experiment, argv: Sequence[str]) -> Request:
     Raises:
         ConfigError: unreadable, or a key or named config that is unknown, dead or planned.
     """
+    known = vocabulary or PRETRAINING
     words = [str(word) for word in argv]
     if any(word in ("-h", "--help") for word in words) or words[:1] == ["help"]:
-        return Request(help_text=_help_text())
-    arguments = _split(experiment, words)
+        return Request(help_text=known.help_text())
+    arguments = _split(experiment, words, known)
     commands = dict(experiment.gather_commands())
     command = arguments.get("COMMAND") or experiment.default_command
     if command not in commands:
-        raise _unknown_command(str(command), list(commands))
-    return _read_updates(command, arguments["UPDATE"], arguments)
+        raise _unknown_command(str(command), list(commands), known)
+    return _read_updates(command, arguments["UPDATE"], arguments, known)
 
 
 def run_request(experiment: Experiment, request: Request) -> Any:
@@ -123,98 +158,113 @@ def _help_text() -> str:
     return _HELP.format(named="\n".join(f"  {name:{width}}  {doc}" for name, (doc, _) in NAMED_CONFIGS.items()))
 
 
-def _split(experiment: Experiment, words: list[str]) -> dict[str, Any]:
+PRETRAINING = Vocabulary(
+    program="python main.py",
+    keys=config_defaults,
+    named=NAMED_CONFIGS,
+    help_text=_help_text,
+    planned=PLANNED_NAMED_CONFIGS,
+    dead=DEAD_KEYS,
+    later=LATER_KEYS,
+    no_effect=NO_EFFECT_KEYS,
+    synonyms=SYNONYMS,
+)
+
+
+def _split(experiment: Experiment, words: list[str], known: Vocabulary) -> dict[str, Any]:
     usage = experiment.get_usage("main.py")[2]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             arguments: dict[str, Any] = docopt(usage, words, default_help=False)
     except DocoptExit as error:
-        raise _unreadable(words) from error
+        raise _unreadable(words, known) from error
     return arguments
 
 
-def _unreadable(words: list[str]) -> ConfigError:
+def _unreadable(words: list[str], known: Vocabulary) -> ConfigError:
     settings = [word for word in words if not word.startswith("-") and word != "with"]
     mend = (
-        f"write: python main.py with {' '.join(settings)}" if settings else "show the usage with: python main.py --help"
+        f"write: {known.program} with {' '.join(settings)}"
+        if settings
+        else f"show the usage with: {known.program} --help"
     )
     return ConfigError(f"cannot read the command line: {' '.join(words)}", mend)
 
 
-def _unknown_command(command: str, commands: list[str]) -> ConfigError:
-    if "=" in command or command in NAMED_CONFIGS or command in PLANNED_NAMED_CONFIGS:
-        return ConfigError(f"{command} is not a command", f"write: python main.py with {command}")
+def _unknown_command(command: str, commands: list[str], known: Vocabulary) -> ConfigError:
+    if "=" in command or command in known.named or command in known.planned:
+        return ConfigError(f"{command} is not a command", f"write: {known.program} with {command}")
     near = suggest(command, commands)
     return ConfigError(
         f"{command}: there is no such command\n  allowed: {', '.join(commands)}",
-        f"write: python main.py {near or 'print_config'}",
+        f"write: {known.program} {near or 'print_config'}",
     )
 
 
-def _read_updates(command: str | None, updates: Sequence[str], arguments: dict[str, Any]) -> Request:
+def _read_updates(command: str | None, updates: Sequence[str], arguments: dict[str, Any], known: Vocabulary) -> Request:
     accepted: list[str] = []
     named: list[str] = []
     files: dict[str, dict[str, Any]] = {}
     unused: list[tuple[str, Any]] = []
     for update in updates:
         path, sign, text = (part.strip() for part in update.partition("="))
-        if sign and path in NO_EFFECT_KEYS:
+        if sign and path in known.no_effect:
             unused.append((path, get_config_updates([f"{path}={text}"])[0][path]))
         elif sign:
-            _check_key(path, text)
+            _check_key(path, text, known)
             accepted.append(f"{path}={text}")
         elif path.endswith(".json"):
-            files[f"config_file_{len(files)}"] = _read_file(path)
+            files[f"config_file_{len(files)}"] = _read_file(path, known)
             named.append(f"config_file_{len(files) - 1}")
         elif path:
-            _check_named(path)
+            _check_named(path, known)
             named.append(path)
     try:
         values = get_config_updates(accepted)[0]
     except (TypeError, KeyError, AttributeError) as error:
         raise ConfigError("a key is given both whole and in parts", "give the whole dictionary or its parts") from error
-    return Request(command, values, tuple(named), files, arguments, _notices(unused))
+    return Request(command, values, tuple(named), files, arguments, _notices(unused, known))
 
 
-def _check_key(path: str, text: str) -> None:
+def _check_key(path: str, text: str, known: Vocabulary) -> None:
     """Refuse a key that is not live; ``a.b`` reaches into keys that are dictionaries."""
     root, _, inner = path.partition(".")
-    defaults = config_defaults()
-    if root in DEAD_KEYS or root in LATER_KEYS:
-        raise _not_live(root, f"{path}={text}")
+    defaults = known.keys()
+    if root in known.dead or root in known.later:
+        raise _not_live(root, f"{path}={text}", known)
     if root not in defaults:
-        raise _unknown_key(path, text, list(defaults))
+        raise _unknown_key(path, text, list(defaults), known)
     if inner and not isinstance(defaults[root], dict):
         raise ConfigError(f"{path}={text}: {root} has no parts", f"write {root}={text}")
 
 
-def _not_live(name: str, given: str, allowed: str = "") -> ConfigError:
-    if name in DEAD_KEYS:
-        return ConfigError(f"{given}: this key has no effect in the published code{allowed}", DEAD_KEYS[name])
+def _not_live(name: str, given: str, known: Vocabulary, allowed: str = "") -> ConfigError:
+    if name in known.dead:
+        return ConfigError(f"{given}: this key has no effect in the published code{allowed}", known.dead[name])
     return ConfigError(
-        f"{given}: planned for a later round, with {LATER_KEYS[name]}{allowed}", f"leave {name} out for now"
+        f"{given}: planned for a later round, with {known.later[name]}{allowed}", f"leave {name} out for now"
     )
 
 
-def _unknown_key(path: str, text: str, keys: list[str]) -> ConfigError:
-    near = suggest(path, keys, SYNONYMS)
+def _unknown_key(path: str, text: str, keys: list[str], known: Vocabulary) -> ConfigError:
+    near = suggest(path, keys, known.synonyms)
     return ConfigError(
-        f"{path}={text}: there is no such key\n  allowed: the {len(keys)} keys that `python main.py print_keys` lists"
+        f"{path}={text}: there is no such key\n  allowed: the {len(keys)} keys that `{known.program} print_keys` lists"
         f"\n  nearest: {near or 'no key is spelled like it'}",
         f"write {near}={text}" if near else f"leave {path} out",
     )
 
 
-def _check_named(name: str) -> None:
-    if name in PLANNED_NAMED_CONFIGS:
+def _check_named(name: str, known: Vocabulary) -> None:
+    if name in known.planned:
         raise ConfigError(
-            f"{name}: this named config is planned, {PLANNED_NAMED_CONFIGS[name]}",
-            f"use one of {', '.join(NAMED_CONFIGS)}",
+            f"{name}: this named config is planned, {known.planned[name]}",
+            f"use one of {', '.join(known.named)}",
         )
-    if name not in NAMED_CONFIGS:
-        near = suggest(name, [*NAMED_CONFIGS, *PLANNED_NAMED_CONFIGS])
+    if name not in known.named:
+        near = suggest(name, [*known.named, *known.planned])
         raise ConfigError(
-            f"{name}: there is no such named config\n  allowed: {', '.join(NAMED_CONFIGS)}"
+            f"{name}: there is no such named config\n  allowed: {', '.join(known.named)}"
             f"\n  nearest: {near or 'no named config is spelled like it'}",
             f"write {near}" if near else "a key needs a value: KEY=VALUE",
         )
@@ -222,7 +272,7 @@ def _check_named(name: str) -> None:
         raise ConfigError(f"the file {name} in this folder hides the named config {name}", "rename the file")
 
 
-def _read_file(path: str) -> dict[str, Any]:
+def _read_file(path: str, known: Vocabulary) -> dict[str, Any]:
     """Keys of a run's ``config.json``, read as plain JSON (Sacred's own reader would rebuild arbitrary objects)."""
     try:
         with open(path, encoding="utf-8") as stream:
@@ -234,16 +284,16 @@ def _read_file(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no dictionary of keys", "give the config.json of a run folder")
     for key, value in content.items():
-        _check_key(str(key), str(value))
+        _check_key(str(key), str(value), known)
     return content
 
 
-def _notices(unused: Sequence[tuple[str, Any]]) -> tuple[str, ...]:
+def _notices(unused: Sequence[tuple[str, Any]], known: Vocabulary) -> tuple[str, ...]:
     notices = []
     for name, value in unused:
-        only, notice = NO_EFFECT_KEYS[name]
+        only, notice = known.no_effect[name]
         if only is not None and (isinstance(value, bool) or value != only):
-            raise _not_live(name, f"{name}={value!r}", f"\n  allowed: {only}")
+            raise _not_live(name, f"{name}={value!r}", known, f"\n  allowed: {only}")
         if notice:
             notices.append(f"notice: {name}={value}: {notice}")
     return tuple(notices)
