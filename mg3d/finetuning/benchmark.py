@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from mg3d.datasets.report_vocabulary import ReportVocabulary
     from mg3d.finetuning.config import FinetuneConfig
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ClassificationTask",
     "FinetuneData",
     "FinetuneModule",
+    "ReportTask",
     "SegmentationTask",
     "Splits",
     "Task",
@@ -180,7 +182,46 @@ class ClassificationTask:
     class_weights: tuple[float, ...] = ()
 
 
-Task = SegmentationTask | ClassificationTask
+@dataclass(frozen=True)
+class ReportTask:
+    """A report for every image.
+
+    Attributes:
+        reports: case id -> report as written.
+        vocabulary: words that can be written; None only in a benchmark whose ``task_for`` makes the real task.
+        labels: names of the 0/1 values in `Case.targets`, which the label and ranking losses learn; may be empty.
+        size_dhw: voxels (z, y, x) that the network sees.
+        load: as in `ClassificationTask`.
+        max_tokens: longest report in tokens, start and end included.
+        beams: hypotheses kept while searching.
+        min_words: shortest report.
+        length_penalty: scores are divided by length to this power.
+        block_trigrams: no three words twice in a report.
+        label_loss: weight of the label loss; 0 is off.
+        ranking_loss: weight of the ranking loss; 0 is off.
+        text_memory: share of the training images whose memory sees their own report (published: 1).
+        findings: what a report says, as a set of names; None leaves the clinical figures out.
+        finding_names: every name that ``findings`` may return.
+    """
+
+    reports: Mapping[str, str]
+    vocabulary: ReportVocabulary | None = None
+    labels: tuple[str, ...] = ()
+    size_dhw: tuple[int, int, int] = (128, 96, 128)
+    load: str | Callable[[Case, FinetuneConfig], np.ndarray] = ""
+    max_tokens: int = 150
+    beams: int = 3
+    min_words: int = 0
+    length_penalty: float = 0.0
+    block_trigrams: bool = False
+    label_loss: float = 0.1
+    ranking_loss: float = 0.1
+    text_memory: float = 1.0
+    findings: Callable[[str], frozenset[str]] | None = None
+    finding_names: tuple[str, ...] = ()
+
+
+Task = SegmentationTask | ClassificationTask | ReportTask
 
 
 @dataclass(frozen=True)
@@ -221,6 +262,8 @@ class Benchmark:
         task = self.task_for(cfg) if self.task_for is not None else self.task
         if isinstance(task, ClassificationTask):
             return task if cfg.augment else dataclasses.replace(task, augment=None)
+        if isinstance(task, ReportTask):
+            return task if cfg.roi is None else dataclasses.replace(task, size_dhw=(cfg.roi[0], cfg.roi[1], cfg.roi[2]))
         keys = ("roi", "overlap", "blending", "crops_per_volume", "positive", "negative")
         given = {key: getattr(cfg, key) for key in keys}
         changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None and value != "task"}
