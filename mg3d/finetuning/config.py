@@ -229,9 +229,7 @@ def _unknown_key(name: str, value: Any, known: list[str]) -> ConfigError:
 
 
 def _normalise(name: str, value: Any, hint: Any) -> Any:
-    """Accept other spellings: true and false in any case, precision as text, an unquoted list of words."""
-    if isinstance(value, str) and (hint is bool or hint == bool | int) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
+    """Accept other spellings: precision as text, an unquoted list of words."""
     if isinstance(value, str) and hint == tuple[str, ...]:
         return [word.strip(" \"'") for word in value.strip("[]() ").split(",") if word.strip()]
     if name == "precision" and isinstance(value, str):
