@@ -8,12 +8,12 @@ Own data keep the splits of their table; what the table lacks is drawn by patien
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from mg3d.datasets.seeding import draw_patients
 from mg3d.errors import DataError
 from prepro.readers.base import Case, CaseList, Exclusion
 
@@ -80,22 +80,6 @@ def limit_splits(cases: list[Case], limit: int | None) -> list[Case]:
         if splits:
             kept.append(replace(case, splits=splits))
     return kept
-
-
-def draw_patients(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
-    """Draw a share of patients that depends on the seed and the names only, not on order or library versions.
-
-    Args:
-        patients: patient ids, repeats allowed.
-        fraction: share to draw; at least one patient as soon as there are two.
-        seed: seed of the draw.
-
-    Returns:
-        the drawn ids.
-    """
-    ranked = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
-    count = max(1, round(fraction * len(ranked))) if fraction > 0 and len(ranked) > 1 else 0
-    return set(ranked[:count])
 
 
 def overlaps(owners: Iterable[tuple[str, str, str]]) -> list[str]:

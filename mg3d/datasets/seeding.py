@@ -5,6 +5,8 @@ So a sample is the same for any number of workers and processes, and after a res
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -33,3 +35,19 @@ def sample_seed(seed: int, epoch: int, row: int, purpose: str) -> int:
 def sample_generator(seed: int, epoch: int, row: int, purpose: str) -> np.random.Generator:
     """Return a numpy generator for one purpose of one sample (arguments as :func:`sample_seed`)."""
     return np.random.Generator(np.random.PCG64(sample_seed(seed, epoch, row, purpose)))
+
+
+def draw_patients(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """Draw a share of patients that depends on the seed and the names only, not on order or library versions.
+
+    Args:
+        patients: patient ids, repeats allowed.
+        fraction: share to draw; at least one patient as soon as there are two.
+        seed: seed of the draw.
+
+    Returns:
+        the drawn ids.
+    """
+    ranked = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    count = max(1, round(fraction * len(ranked))) if fraction > 0 and len(ranked) > 1 else 0
+    return set(ranked[:count])

@@ -22,11 +22,12 @@ from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
 from mg3d.scans.geometry import Geometry
+from mg3d.scans.grey_slices import natural_key
 from mg3d.scans.prepare import SPACING_TOLERANCE
 from mg3d.scans.raw_volume import UNKNOWN_DIRECTIONS, RawVolume
 from prepro.readers.base import Case, CaseList, Exclusion
 from prepro.readers.hounsfield import HounsfieldReader
-from prepro.readers.tables import natural_key, read_table, strip_suffix
+from prepro.readers.tables import read_table, strip_suffix
 from prepro.text import clean_report, count_words
 
 SPLIT_TABLE_NAMES = {"train": ("train", "train"), "valid": ("validation", "valid")}

@@ -7,34 +7,28 @@ same way: values 0..255, stored order, z reversed; its header is believed only o
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from mg3d.datasets.arrow_schema import WINDOW_GREY_TEXT
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.datasets.volume import CROP_FRACTIONS_DHW, CTRG_DEPTH_RANGE, TARGET_SPACING_MM, ctrg_stack, quantise_grey
 from mg3d.errors import DataError
-from mg3d.scans.byte_stream import digest_of_files
 from mg3d.scans.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
+from mg3d.scans.grey_slices import SLICE_SUFFIXES, SliceFiles, sort_slices
 from mg3d.scans.read import read_scan
 from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
-from prepro.readers.tables import confined_path, decode_text, natural_key, windows_text
+from prepro.readers.tables import confined_path, decode_text, windows_text
 from prepro.text import clean_report, count_words
 
-SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 NIFTI_ORDERS = ("published", "header")
-MAX_SLICE_PIXELS = 4096 * 4096
-MAX_SLICE_BYTES = 4 * MAX_SLICE_PIXELS
 MAX_SLICE_NUMBER = 100_000
 GREY_RANGE = (0.0, 255.0)
 
@@ -126,7 +120,7 @@ class CtrgReader:
             path = confined_path(self.root, image_path)
             if path.is_dir():
                 files = [file for file in path.iterdir() if file.suffix.lower() in SLICE_SUFFIXES]
-                return _slices(files, image_path)
+                return sort_slices(files, image_path)
             if not path.is_file():
                 raise DataError(f"no file or folder {image_path!r} below the root")
             return (path,)
@@ -135,7 +129,7 @@ class CtrgReader:
             missing = next((item for file, item in zip(files, image_path, strict=True) if not file.is_file()), None)
             if missing is not None:
                 raise DataError(f"slice {missing!r} not found below the root")
-            return _slices(files, image_path[0])
+            return sort_slices(files, image_path[0])
         raise DataError("entry lacks an image_path")
 
     def load(self, case: Case) -> PackedImage:
@@ -152,7 +146,7 @@ class CtrgReader:
         """
         if case.source[0].name.endswith(VOLUME_SUFFIXES):
             return self._load_nifti(case.source[0])
-        slices = _SliceFiles(case.source)
+        slices = SliceFiles(case.source)
         rows, columns = slices.shape
         crop = tuple(int(n * part) for n, part in zip((rows, columns), self.geometry.crop_fractions[1:], strict=True))
         try:
@@ -197,52 +191,6 @@ class CtrgReader:
 
     def _assumed_spacing(self) -> tuple[float, float, float]:
         return self.assumed_spacing_mm or TARGET_SPACING_MM
-
-
-class _SliceFiles(Sequence[np.ndarray]):
-    """Slice files as a sequence of uint8 [H, W] arrays, decoded when they are asked for."""
-
-    def __init__(self, files: tuple[Path, ...]) -> None:
-        self.files = files
-        self._digests: dict[Path, str] = {}
-        self.shape: tuple[int, int] = self[0].shape
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[index] for index in range(len(self.files)))
-
-    def __getitem__(self, index: Any) -> Any:
-        path = self.files[index]
-        try:
-            with path.open("rb") as file:
-                content = file.read(MAX_SLICE_BYTES + 1)
-            if len(content) > MAX_SLICE_BYTES:
-                raise DataError(f"slice file of more than {MAX_SLICE_BYTES} bytes", "check the file", path=str(path))
-            self._digests[path] = hashlib.sha256(content).hexdigest()
-            with Image.open(io.BytesIO(content)) as image:
-                if image.width * image.height > MAX_SLICE_PIXELS:
-                    raise DataError(f"slice of {image.width} x {image.height} pixels", "check the file", path=str(path))
-                pixels = np.asarray(image.convert("L"))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as problem:
-            raise DataError(f"slice cannot be decoded ({problem})", "download it again", path=str(path)) from problem
-        if pixels.shape != getattr(self, "shape", pixels.shape):
-            raise DataError(f"slice of shape {pixels.shape} among {self.shape}", "check the folder", path=str(path))
-        return pixels
-
-    def sha256(self) -> str:
-        """Digest over all files, those that were never decoded included."""
-        for path in self.files:
-            if path not in self._digests:
-                self._digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return digest_of_files(self._digests.values())
-
-
-def _slices(files: Sequence[Path], shown: str) -> tuple[Path, ...]:
-    if not files:
-        raise DataError(f"no jpg or png slice in {shown!r}")
-    return tuple(sorted(files, key=lambda file: natural_key(file.name)))
 
 
 def _gaps(files: Sequence[Path]) -> tuple[str, ...]:

@@ -182,16 +182,3 @@ def strip_suffix(name: str) -> str:
     lower = name.lower()
     ending = next((suffix for suffix in SCAN_SUFFIXES if lower.endswith(suffix)), "")
     return name[: len(name) - len(ending)]
-
-
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key that puts ``slice_2`` before ``slice_10``.
-
-    Args:
-        name: a file or case name.
-
-    Returns:
-        digits as numbers, the rest as lower-case text.
-    """
-    parts = re.split(r"(\d+)", name)
-    return [(1, int(part)) if part.isdecimal() else (0, part.lower()) for part in parts]
