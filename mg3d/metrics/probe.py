@@ -42,14 +42,52 @@ def linear_probe_scores(
     patients = [len(np.unique(groups[targets == value])) for value in (0, 1)]
     if min(patients) < MIN_CASES_PER_CLASS:
         return None
-    folds = StratifiedGroupKFold(n_splits=3, shuffle=True, random_state=seed)
+    search = _search(features, targets, groups, "roc_auc", seed)
+    return np.asarray(search.decision_function(test_features))
+
+
+def multiclass_probe_probabilities(
+    train_features: np.ndarray,
+    train_targets: np.ndarray,
+    train_groups: np.ndarray,
+    test_features: np.ndarray,
+    num_classes: int,
+    seed: int = 0,
+) -> np.ndarray | None:
+    """Fit the probe of several classes and give the probabilities of held-out cases.
+
+    As `linear_probe_scores`, with the strength chosen by the likelihood of left-out patients.
+
+    Args:
+        train_features: [n, d].
+        train_targets: [n] class index.
+        train_groups: [n] patient of each case.
+        test_features: [m, d].
+        num_classes: K; a class without training cases has probability 0.
+        seed: seed of the folds.
+
+    Returns:
+        [m, K], or None when a class that occurs has fewer than ``MIN_CASES_PER_CLASS`` patients, or only one occurs.
+    """
+    classes = np.unique(train_targets)
+    patients = [len(np.unique(train_groups[train_targets == value])) for value in classes]
+    if len(classes) < 2 or min(patients) < MIN_CASES_PER_CLASS:
+        return None
+    search = _search(train_features, train_targets, train_groups, "neg_log_loss", seed)
+    found = np.zeros((len(test_features), num_classes))
+    found[:, classes.astype(int)] = search.predict_proba(test_features)
+    return found
+
+
+def _search(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, scoring: str, seed: int) -> GridSearchCV:
+    """Fit with every strength, patient-grouped folds deciding between them, then on all cases with the best."""
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)),
         {"logisticregression__C": list(INVERSE_STRENGTHS)},
-        scoring="roc_auc",
-        cv=folds,
+        scoring=scoring,
+        cv=StratifiedGroupKFold(n_splits=3, shuffle=True, random_state=seed),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit(features, targets, groups=groups)
-    return np.asarray(search.decision_function(test_features))
+    return search

@@ -1,0 +1,59 @@
+"""A planted finding is learnt from volumes, and shuffled labels are not."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from planted_cases import build, config, data, flip_and_shift, task, trainer, write_cases
+
+from mg3d.finetuning.benchmark import Case, Splits
+from mg3d.metrics.classification import auroc
+from mg3d.models.finetune.case_rows import rows_to_arrays
+
+TRAIN, HELD, EPOCHS = 120, 60, 10
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    folder = tmp_path_factory.mktemp("planted")
+    held = write_cases(folder, HELD, first=5000)
+    return Splits(write_cases(folder, TRAIN), held, held)
+
+
+def shuffled(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    order = np.random.default_rng(5).permutation(len(cases))
+    return tuple(
+        dataclasses.replace(case, targets=cases[other].targets) for case, other in zip(cases, order, strict=True)
+    )
+
+
+def held_out_auroc(folder: Path, splits: Splits) -> float:
+    cfg = config(folder, batch_size=8, learning_rate=1e-3, max_epoch=EPOCHS, warmup_epochs=1, cache="memory")
+    what = task(head="norm_linear", augment=flip_and_shift)
+    module = build(cfg, what, steps=EPOCHS * TRAIN // 8)
+    runner = trainer(max_epochs=EPOCHS, limit_val_batches=0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        loaders = data(cfg, what, splits)
+        runner.fit(module, loaders)
+        runner.test(module, loaders, verbose=False)
+    finally:
+        torch.set_num_threads(before)
+    _, _, probabilities, targets = rows_to_arrays(module.case_rows, what)
+    return auroc(probabilities[:, 0], targets[:, 0])
+
+
+@pytest.mark.slow
+def test_a_planted_finding_is_learnt(tmp_path: Path, splits: Splits) -> None:
+    assert held_out_auroc(tmp_path, splits) > 0.9
+
+
+@pytest.mark.slow
+def test_shuffled_labels_are_not_learnt(tmp_path: Path, splits: Splits) -> None:
+    found = held_out_auroc(tmp_path, dataclasses.replace(splits, train=shuffled(splits.train)))
+    assert 0.35 <= found <= 0.65
