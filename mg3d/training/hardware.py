@@ -20,9 +20,9 @@ from pytorch_lightning.plugins.environments import (
 from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
 
-from mg3d.config_schema import MG3DConfig
 from mg3d.errors import ConfigError
 from mg3d.training.processes import ProcessLayout
+from mg3d.training.settings import TrainingConfig
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def choose_precision(precision: int | str, accelerator: str) -> str:
     return {16: "16-mixed", 32: "32-true", "bf16": "bf16-mixed"}[precision]
 
 
-def _gpus_per_node(cfg: MG3DConfig, layout: ProcessLayout) -> int:
+def _gpus_per_node(cfg: TrainingConfig, layout: ProcessLayout) -> int:
     present = torch.cuda.device_count()
     if cfg.num_gpus == 0:
         return 0
@@ -79,7 +79,7 @@ def _gpus_per_node(cfg: MG3DConfig, layout: ProcessLayout) -> int:
     return wanted
 
 
-def _device_list(cfg: MG3DConfig, gpus: int) -> int | list[int]:
+def _device_list(cfg: TrainingConfig, gpus: int) -> int | list[int]:
     if not cfg.devices:
         return gpus
     chosen = list(cfg.devices)
@@ -92,7 +92,7 @@ def _device_list(cfg: MG3DConfig, gpus: int) -> int | list[int]:
     return chosen
 
 
-def choose_hardware(cfg: MG3DConfig, layout: ProcessLayout) -> Hardware:
+def choose_hardware(cfg: TrainingConfig, layout: ProcessLayout) -> Hardware:
     """Decide accelerator, devices, precision and strategy.
 
     ``num_gpus=0`` is the CPU, None takes every visible GPU (the CPU when there is none). On the CPU the process count

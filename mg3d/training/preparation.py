@@ -15,6 +15,7 @@ from mg3d.training import collective, environment
 from mg3d.training.checkpoint_io import check_file, newest_checkpoint, read_sidecar, remove_leftovers
 from mg3d.training.processes import ProcessLayout
 from mg3d.training.run_folder import CHECKPOINTS, create_run_folder, run_name, versions
+from mg3d.training.settings import TrainingConfig
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ RUN_FOLDER_VARIABLE = "MG3D_RUN_FOLDER"
 """Tells processes that the trainer starts itself which folder and checkpoint their parent chose."""
 
 
-def resolve_resume(cfg: MG3DConfig) -> Path | None:
+def resolve_resume(cfg: TrainingConfig) -> Path | None:
     """Checkpoint that ``resume_from`` names: a file, a run folder, or "last" for the newest of this experiment.
 
     Raises:
@@ -51,20 +52,33 @@ def resolve_resume(cfg: MG3DConfig) -> Path | None:
 
 def prepare_process(cfg: MG3DConfig) -> None:
     """Set threads and limits of this process and check that the loader fits in shared memory."""
+    depth, height, width = cfg.volume_size
+    volumes = cfg.per_gpu_batchsize * (1 + cfg.draw_false_image)
+    set_limits(cfg, 4 * depth * height * width * volumes)
+
+
+def set_limits(cfg: TrainingConfig, batch_bytes: int) -> None:
+    """Set threads and limits of this process and check that its loader fits in shared memory.
+
+    Args:
+        cfg: the config.
+        batch_bytes: size of one batch of one process.
+
+    Raises:
+        EnvironmentProblem: too little shared memory.
+    """
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
     limit = environment.raise_open_file_limit()
     if cfg.num_workers and limit < environment.LOW_OPEN_FILES:
         log.warning("only %d open files are allowed: loader workers pass tensors through files instead", limit)
         torch.multiprocessing.set_sharing_strategy("file_system")
-    depth, height, width = cfg.volume_size
-    volumes = cfg.per_gpu_batchsize * (1 + cfg.draw_false_image)
-    environment.check_shared_memory(cfg.num_workers, 4 * depth * height * width * volumes)
+    environment.check_shared_memory(cfg.num_workers, batch_bytes)
     if cfg.precision != 32 and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
 
 
-def shared_places(cfg: MG3DConfig, layout: ProcessLayout) -> tuple[Path, Path | None]:
+def shared_places(cfg: TrainingConfig, layout: ProcessLayout) -> tuple[Path, Path | None]:
     """Run folder and checkpoint to resume from, decided by rank 0 and known to all ranks."""
     inherited = os.environ.get(RUN_FOLDER_VARIABLE, "")
     decided, problem = "", None

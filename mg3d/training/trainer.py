@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelChec
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from mg3d.config_schema import MG3DConfig
-from mg3d.errors import ConfigError, MG3DError
+from mg3d.errors import ConfigError
 from mg3d.training import provenance
 from mg3d.training.callbacks import ExactResume, LastCheckpoint, StepMonitor, ValidationImages
 from mg3d.training.checkpoint_io import AtomicCheckpointIO
@@ -27,6 +24,8 @@ from mg3d.training.preparation import prepare_process, shared_places
 from mg3d.training.processes import ProcessLayout, detect_layout
 from mg3d.training.progress import RunProgressBar, silence_noise
 from mg3d.training.run_folder import CHECKPOINTS, write_json
+from mg3d.training.settings import TrainingConfig
+from mg3d.training.tracking import tracked
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +34,12 @@ MONITORED = "val/the_metric"
 RANK_SEED_STRIDE = 1_000_003
 
 
-def accumulation(cfg: MG3DConfig, world_size: int) -> int:
+def accumulation(cfg: TrainingConfig, world_size: int) -> int:
     """Micro-batches per optimizer step: ``batch_size // (per_gpu_batchsize * world_size)``, at least 1."""
     return max(cfg.batch_size // (cfg.per_gpu_batchsize * world_size), 1)
 
 
-def training_steps(cfg: MG3DConfig, batches_per_epoch: Callable[[int], int], world_size: int) -> int:
+def training_steps(cfg: TrainingConfig, batches_per_epoch: Callable[[int], int], world_size: int) -> int:
     """Optimizer steps of the whole run, for the schedule.
 
     ``max_steps`` when given; else ``ceil(batches / accumulation) * max_epoch``, as the trainer also steps on the rest
@@ -66,11 +65,16 @@ def is_finetune(cfg: MG3DConfig) -> bool:
     return "finetune" in cfg.exp_name
 
 
-def build_callbacks(cfg: MG3DConfig, run_dir: Path, total_steps: int) -> list[Callback]:
-    """Callbacks of a run, in the order in which they see each event (checkpoints come last)."""
+def common_callbacks(cfg: TrainingConfig, run_dir: Path, total_steps: int) -> tuple[StepMonitor, list[Callback]]:
+    """The step monitor, and the callbacks that every run has before those of its checkpoints."""
     monitor = StepMonitor(run_dir, cfg.max_bad_steps, cfg.log_every_n_steps)
     progress = RunProgressBar(total_steps, cfg.log_every_n_steps)
-    callbacks: list[Callback] = [ExactResume(), monitor, ValidationImages(), progress]
+    return monitor, [ExactResume(), monitor, ValidationImages(), progress]
+
+
+def build_callbacks(cfg: MG3DConfig, run_dir: Path, total_steps: int) -> list[Callback]:
+    """Callbacks of a run, in the order in which they see each event (checkpoints come last)."""
+    monitor, callbacks = common_callbacks(cfg, run_dir, total_steps)
     if cfg.fast_dev_run:
         return callbacks
     folder = run_dir / CHECKPOINTS
@@ -89,34 +93,49 @@ def build_callbacks(cfg: MG3DConfig, run_dir: Path, total_steps: int) -> list[Ca
 
 
 def build_trainer(
-    cfg: MG3DConfig, hardware: Hardware, layout: ProcessLayout, run_dir: Path, total_steps: int
+    cfg: TrainingConfig,
+    hardware: Hardware,
+    layout: ProcessLayout,
+    run_dir: Path,
+    callbacks: list[Callback],
+    **changes: Any,
 ) -> pl.Trainer:
-    """The trainer of ``cfg`` (spec/pretraining section 10)."""
+    """The trainer of ``cfg`` (spec/pretraining section 10).
+
+    Args:
+        cfg: the config.
+        hardware: accelerator, devices, precision.
+        layout: place of this process in the run.
+        run_dir: folder of the run.
+        callbacks: in the order in which they see each event.
+        **changes: further arguments of Lightning's trainer, or other values of those set here.
+    """
     plugins: list[Any] = [AtomicCheckpointIO()]
     if hardware.world_size > 1 or layout.launcher == "slurm":
         plugins.append(cluster_environment(layout))
-    return pl.Trainer(
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        num_nodes=layout.nodes,
-        strategy=hardware.strategy,
-        precision=hardware.precision,  # type: ignore[arg-type]
-        max_epochs=EPOCHS_WITH_MAX_STEPS if cfg.max_steps is not None else cfg.max_epoch,
-        max_steps=cfg.max_steps if cfg.max_steps is not None else -1,
-        accumulate_grad_batches=accumulation(cfg, hardware.world_size),
-        val_check_interval=cfg.val_check_interval,
-        gradient_clip_val=cfg.grad_clip or None,
-        log_every_n_steps=cfg.log_every_n_steps,
-        fast_dev_run=cfg.fast_dev_run,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=cfg.default_root_dir,
-        logger=False if cfg.fast_dev_run else TensorBoardLogger(save_dir=run_dir, name="", version=""),
-        callbacks=build_callbacks(cfg, run_dir, total_steps),
-        plugins=plugins,
-        enable_checkpointing=not cfg.fast_dev_run,
+    arguments: dict[str, Any] = {
+        "accelerator": hardware.accelerator,
+        "devices": hardware.devices,
+        "num_nodes": layout.nodes,
+        "strategy": hardware.strategy,
+        "precision": hardware.precision,
+        "max_epochs": EPOCHS_WITH_MAX_STEPS if cfg.max_steps is not None else cfg.max_epoch,
+        "max_steps": cfg.max_steps if cfg.max_steps is not None else -1,
+        "accumulate_grad_batches": accumulation(cfg, hardware.world_size),
+        "val_check_interval": cfg.val_check_interval,
+        "gradient_clip_val": cfg.grad_clip or None,
+        "log_every_n_steps": cfg.log_every_n_steps,
+        "fast_dev_run": cfg.fast_dev_run,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "default_root_dir": cfg.default_root_dir,
+        "logger": False if cfg.fast_dev_run else TensorBoardLogger(save_dir=run_dir, name="", version=""),
+        "callbacks": callbacks,
+        "plugins": plugins,
+        "enable_checkpointing": not cfg.fast_dev_run,
         **set_determinism(cfg.deterministic),
-    )
+    }
+    return pl.Trainer(**{**arguments, **changes})
 
 
 def _write_head(cfg: MG3DConfig, run_dir: Path, resume: Path | None, hardware: Hardware) -> None:
@@ -189,31 +208,8 @@ def run(cfg: MG3DConfig, task: Task | None = None) -> dict[str, Any]:
             if layout.rank == 0:
                 log.info("run folder %s", run_dir)
                 _write_head(cfg, run_dir, resume, hardware)
-            return _tracked(cfg, task or Task(), hardware, layout, run_dir, resume)
-
-
-def _tracked(
-    cfg: MG3DConfig, task: Task, hardware: Hardware, layout: ProcessLayout, run_dir: Path, resume: Path | None
-) -> dict[str, Any]:
-    """Run with ``status.json`` kept up to date by rank 0: running, finished, stopped or failed."""
-    started = time.time()
-
-    def note(state: str, **more: Any) -> None:
-        if layout.rank == 0:
-            write_json(run_dir / "status.json", {"state": state, "seconds": round(time.time() - started, 1), **more})
-
-    note("running", pid=os.getpid())
-    try:
-        with told_plainly():
-            result = _execute(cfg, task, hardware, layout, run_dir, resume)
-    except BaseException as error:
-        with suppress(MG3DError):
-            stopped = isinstance(error, MG3DError) and error.exit_code > 128
-            reason = error.message if isinstance(error, MG3DError) else f"{type(error).__name__}: {error}"
-            note("stopped" if stopped else "failed", reason=reason)
-        raise
-    note("finished", steps=result["steps"])
-    return result
+            chosen = task or Task()
+            return tracked(layout.rank, run_dir, lambda: _execute(cfg, chosen, hardware, layout, run_dir, resume))
 
 
 def _execute(
@@ -226,17 +222,17 @@ def _execute(
     module = task.module(cfg, steps)
     if cfg.load_path:
         _load_initial_weights(cfg, module, run_dir, write=layout.rank == 0)
-    trainer = build_trainer(cfg, hardware, layout, run_dir, steps)
+    trainer = build_trainer(cfg, hardware, layout, run_dir, build_callbacks(cfg, run_dir, steps))
     if layout.rank:  # the same weights everywhere, other dropout on every rank
         pl.seed_everything((cfg.seed + layout.rank * RANK_SEED_STRIDE) % 2**32, verbose=False)
     if cfg.test_only:
         trainer.test(module, datamodule=datamodule, verbose=False)
     else:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
-    steps_done, metrics = trainer.global_step, _logged_metrics(trainer)
-    if not cfg.test_only and _must_validate(trainer):
+    steps_done, metrics = trainer.global_step, logged_metrics(trainer)
+    if not cfg.test_only and must_validate(trainer):
         trainer.validate(module, datamodule=datamodule, verbose=False)
-        metrics |= _logged_metrics(trainer)
+        metrics |= logged_metrics(trainer)
     if trainer.is_global_zero:
         if cfg.evaluate:
             from mg3d.evaluation import evaluate_run
@@ -246,14 +242,14 @@ def _execute(
     return {"run_dir": str(run_dir), "steps": steps_done, "metrics": metrics}
 
 
-def _must_validate(trainer: pl.Trainer) -> bool:
+def must_validate(trainer: pl.Trainer) -> bool:
     """Whether the run ended between two validations, so that the final weights are not validated yet."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     monitor = next(callback for callback in callbacks if isinstance(callback, StepMonitor))
     return monitor.validated_step != trainer.global_step
 
 
-def _logged_metrics(trainer: pl.Trainer) -> dict[str, Any]:
+def logged_metrics(trainer: pl.Trainer) -> dict[str, Any]:
     """What the module logged over whole epochs, as ``{name: {"mean": value}}``; single training steps are left out."""
     logged = {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("lr-")}
     ends = ("_epoch", "/the_metric")
