@@ -16,7 +16,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import io_orientation
+from nibabel.orientations import inv_ornt_aff, io_orientation
 from scipy import sparse
 
 from mg3d.datasets.volume import CROP_FRACTIONS_DHW, PRETRAIN_SIZE_DHW, TARGET_SPACING_MM, WINDOW_HU, resampled_size
@@ -96,6 +96,22 @@ def to_canonical(
     else:
         voxels_lps = nib.apply_orientation(voxels_xyz, orientation)
     return voxels_lps.transpose(2, 1, 0), (spacing_lps[2], spacing_lps[1], spacing_lps[0]), tilt
+
+
+def canonical_with_affine(voxels_xyz: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reorder a stored array to canonical order and keep the way to world millimetres; nothing is interpolated.
+
+    Args:
+        voxels_xyz: array [X,Y,Z].
+        affine: 4 x 4 voxel to world millimetres, right-anterior-superior.
+
+    Returns:
+        a view [D,H,W], and the 4 x 4 matrix from its indices (x, y, z) to left-posterior-superior millimetres.
+    """
+    affine_lps = RAS_TO_LPS @ affine
+    orientation = io_orientation(affine_lps)
+    voxels_lps = nib.apply_orientation(voxels_xyz, orientation)
+    return voxels_lps.transpose(2, 1, 0), affine_lps @ inv_ornt_aff(orientation, voxels_xyz.shape)
 
 
 def _clipped(voxels: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -1,0 +1,184 @@
+"""CC-CCII: normal, common pneumonia or COVID-19, from 8-bit slices; the published split tables, or our own folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mg3d.datasets.fitting import centred_start, cut_block
+from mg3d.errors import ConfigError, DataError
+from mg3d.finetuning.benchmark import Benchmark, Case, ClassificationTask, Splits
+from mg3d.finetuning.scan_checks import problem, problem_of
+from mg3d.finetuning.scan_lists import cases_of_list, check_series, read_scan_list, scan_name
+from mg3d.finetuning.splits import nested_splits, patient_kfold
+from prepare import CLASSES, LIST, arrays_folder, find_scans, prepare
+
+if TYPE_CHECKING:
+    from mg3d.finetuning.config import FinetuneConfig
+
+PUBLISHED_SCANS = 4_178  # that the published split tables name
+BRIGHTNESS, CONTRAST = 7, 5  # per cent
+
+
+def load(case: Case, cfg: FinetuneConfig) -> np.ndarray:
+    """Array of a scan [depth, size, size] in [0, 1]; the crop is cut from its centre unless `augment` moves it."""
+    return np.load(case.image, allow_pickle=False).astype(np.float32) / np.float32(255)
+
+
+def augment(scan: np.ndarray, rng: np.random.Generator, cfg: FinetuneConfig) -> np.ndarray:
+    """Left-right flip, brightness, contrast, and a crop up to ``jitter`` pixels off the centre.
+
+    The published code reversed the slices and called it a horizontal flip; ``protocol=reference`` does so too.
+    """
+    if rng.random() < 0.5:
+        scan = np.flip(scan, 0 if cfg.protocol == "reference" else 2)
+    if rng.random() < cfg.extra["depth_flip_p"]:
+        scan = np.flip(scan, 0)
+    scan = scan + rng.integers(-BRIGHTNESS, BRIGHTNESS + 1) / 100
+    scan = np.clip(scan * (1 + rng.integers(-CONTRAST, CONTRAST + 1) / 100), 0.0, 1.0)
+    size, reach = size_dhw(cfg), cfg.extra["jitter"]
+    moved = (0, *rng.integers(-reach, reach + 1, 2))
+    starts = [centred_start(n, s) + move for n, s, move in zip(scan.shape, size, moved, strict=True)]
+    return cut_block(scan.astype(np.float32), starts, size, 0.0)
+
+
+def size_dhw(cfg: FinetuneConfig) -> tuple[int, int, int]:
+    """What the network sees."""
+    crop = cfg.extra["crop"]
+    return cfg.roi or (cfg.extra["depth"], crop, crop)
+
+
+def split_tables(cfg: FinetuneConfig) -> dict[int, dict[str, Path]]:
+    """Published tables that are there: fold -> train and valid."""
+    places = [Path(cfg.extra["split_dir"])] if cfg.extra["split_dir"] else [Path(cfg.data_root, d) for d in ("", "csv")]
+    found = {}
+    for place in places:
+        for fold in range(cfg.num_folds):
+            pair = {part: place / f"CC_CCII_fold{fold}_{part}.csv" for part in ("train", "valid")}
+            if all(path.is_file() for path in pair.values()):
+                found.setdefault(fold, pair)
+    if cfg.extra["split_dir"] and not found:
+        raise ConfigError(f"split_dir={cfg.extra['split_dir']} holds no CC_CCII_fold0_train.csv", "leave it out")
+    return found
+
+
+def splits(cfg: FinetuneConfig) -> Splits:
+    """The published tables where they are, else patients in seeded folds of equal class shares.
+
+    A published valid table is reported on; what chooses the epoch is then taken from the train table.
+    """
+    folder, tables = arrays_folder(cfg), split_tables(cfg)
+    if not tables:
+        found, _ = cases_of_list(folder / LIST, folder, CLASSES)
+        return nested_splits(patient_kfold(found, cfg.num_folds, cfg.seed), cfg)
+    if cfg.fold not in tables:
+        raise ConfigError(f"fold={cfg.fold}, but there are tables of {sorted(tables)}", "choose one of these")
+    (train, lost), (held, missed) = (
+        cases_of_list(tables[cfg.fold][part], folder, CLASSES) for part in ("train", "valid")
+    )
+    common = set.intersection(*(set(read_scan_list(pair["valid"], CLASSES)) for pair in tables.values()))
+    notes = [f"{lost + missed} scans of the tables have no array (absent or unreadable)"] if lost + missed else []
+    if len(tables) > 1 and common:
+        notes.append(f"published tables, no partition: {len(common)} scans are in every valid table")
+    if cfg.protocol == "reference":
+        return Splits(tuple(train), tuple(held), tuple(held), (*notes, "selection = reporting"))
+    fitted, chosen = carve(train, cfg.seed)
+    return Splits(fitted, chosen, tuple(held), tuple(notes))
+
+
+def carve(train: Sequence[Case], seed: int, parts: int = 8) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Take an eighth of the training patients, in the class shares of all, to choose the epoch with."""
+    chosen, *rest = patient_kfold(train, parts, seed)
+    return tuple(case for part in rest for case in part), chosen
+
+
+def patient_figures(ids: list[str], probs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Accuracy when the scans of a patient decide together, by mean probability and by majority."""
+    from mg3d.metrics.patients import patient_vote
+
+    patients, found = [name.partition("-")[0] for name in ids], {}
+    for how in ("mean", "majority"):
+        vote = patient_vote(probs, targets[:, 0], patients, how)
+        found[f"patient_accuracy_{how}"] = float((vote.probs.argmax(axis=1) == vote.targets).mean())
+    return found
+
+
+def check_data(cfg: FinetuneConfig) -> list[str]:
+    """Every problem of the download; ``complete=False`` accepts fewer scans than the published tables name."""
+    root, lines = Path(cfg.data_root), []
+    try:
+        scans = {scan_name(*scan.parts[1:]): scan for scan in find_scans(root)}
+        tables = [path for pair in split_tables(cfg).values() for path in pair.values()]
+        rows = {name: row for path in tables for name, row in read_scan_list(path, CLASSES).items()}
+    except DataError as error:
+        return [problem_of(error)]
+    if not rows and len(scans) < (PUBLISHED_SCANS if cfg.extra["complete"] else 1):
+        what = f"{len(scans)} scans, at least {PUBLISHED_SCANS} are published"
+        lines.append(problem(root, what, "complete the download, or set complete=False"))
+    return lines + check_series(root, scans, rows, full=cfg.full_check)
+
+
+def write_phantom(root: Path, seed: int) -> None:
+    """Forty drawn scans of thirty patients, as zip files."""
+    from mg3d.phantoms.downstream.cc_ccii import write_cc_ccii
+
+    write_cc_ccii(root, seed=seed)
+
+
+TASK = ClassificationTask(
+    outputs=CLASSES, size_dhw=(32, 384, 384), load=load, augment=augment, head="norm_linear", metrics=patient_figures
+)
+
+
+def task_for(cfg: FinetuneConfig) -> ClassificationTask:
+    """Swin-L pools its decoder's full-resolution map, as published."""
+    head = "decoder_gap" if cfg.encoder == "swin_l" and cfg.protocol == "reference" else TASK.head
+    return replace(TASK, size_dhw=size_dhw(cfg), head=head)
+
+
+BENCHMARK = Benchmark(
+    name="cc-ccii",
+    task=TASK,
+    splits=splits,
+    check_data=check_data,
+    write_phantom=write_phantom,
+    prepare=prepare,
+    task_for=task_for,
+    defaults={
+        "num_folds": 3,
+        "optimizer": "adamw_amsgrad",
+        "learning_rate": 3e-4,
+        "weight_decay": 1e-5,
+        "max_epoch": 130,
+        "warmup_epochs": 30,
+        "batch_size": 4,
+    },
+    extra_keys={
+        "depth": 32,
+        "depth_rule": "linear",
+        "image_size": 512,
+        "crop": 384,
+        "jitter": 18,
+        "depth_flip_p": 0.0,
+        "split_dir": "",
+        "complete": True,
+    },
+    named_configs={
+        "phantom": {
+            "complete": False,
+            "depth": 32,
+            "image_size": 96,
+            "crop": 80,
+            "jitter": 3,
+            "max_epoch": 8,
+            "warmup_epochs": 1,
+            "learning_rate": 1e-3,
+        },
+        "published": {"protocol": "reference", "depth": 16, "schedule_interval": "epoch", "weight_decay": 0.01},
+    },
+    usage="normal, common pneumonia or COVID-19 on CC-CCII: accuracy, macro F1, AUROC, and votes of patients",
+)
