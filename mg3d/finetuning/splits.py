@@ -1,4 +1,4 @@
-"""Splits of a benchmark's cases: folds of whole patients, blocks of names, shares of the training patients. Pure Python.
+"""Splits of a benchmark's cases: folds of whole patients, blocks of names, shares of the training patients.
 
 Everything is decided by the names and a seed, so that two machines get the same parts.
 """
@@ -6,7 +6,9 @@ Everything is decided by the names and a seed, so that two machines get the same
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -44,7 +46,7 @@ def contiguous_blocks(items: Sequence[Item], k: int) -> list[tuple[Item, ...]]:
     ordered = sorted(items, key=lambda item: item if isinstance(item, str) else item.id)
     short, longer = divmod(len(ordered), k)
     ends = [block * short + min(block, longer) for block in range(k + 1)]
-    return [tuple(ordered[start:end]) for start, end in zip(ends, ends[1:], strict=False)]
+    return [tuple(ordered[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def patient_kfold(cases: Sequence[Case], k: int, seed: int = 0, stratify: bool = True) -> list[tuple[Case, ...]]:
@@ -150,8 +152,8 @@ def refuse_leakage(splits: Splits, protocol: str) -> tuple[str, ...]:
         DataError: the same id twice in a part, or, in ``clean``, parts that share patients.
     """
     for part in PARTS:
-        ids = [case.id for case in getattr(splits, part)]
-        twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
+        counts = Counter(case.id for case in getattr(splits, part))
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise DataError(f"{len(twice)} ids occur twice in {part}, first {twice[0]}", "ids must tell cases apart")
     found = leakage_report(splits)
