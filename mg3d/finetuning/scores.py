@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from mg3d.finetuning.benchmark import ClassificationTask, ReportTask, Segmentati
 from mg3d.metrics.bootstrap import metric_entries
 from mg3d.metrics.classification import multiclass_report, weighted_binary, weighted_multiclass
 from mg3d.models.finetune.case_rows import rows_to_arrays
+
+if TYPE_CHECKING:
+    from mg3d.finetuning.config import FinetuneConfig
 
 __all__ = ["METRICS_NOT_SCORED", "score_rows"]
 
@@ -28,35 +31,33 @@ OWN_METRIC_WORK = 2_000_000
 """Most cases x rounds for a benchmark's own figures, which are computed draw by draw."""
 
 
-def score_rows(rows: Sequence[Row], task: Task, *, rounds: int, seed: int = 0) -> dict[str, dict[str, Any]]:
+def score_rows(rows: Sequence[Row], task: Task, cfg: FinetuneConfig) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Entries of ``metrics.json``.
 
     Args:
         rows: of the reported cases, as in ``per_case.csv``.
         task: what was predicted.
-        rounds: bootstrap rounds.
-        seed: seed of the draws.
+        cfg: reads ``bootstrap_rounds``, ``seed`` and, for reports, the protocol.
 
     Returns:
-        ``{metric: {"mean", "ci95", "n", "per_class"?}}``; an undefined mean is None.
+        ``{metric: {"mean", "ci95", "n", "per_class"?}}``, where an undefined mean is None; and remarks on them.
     """
     if not rows:
-        return {}
-    score: Callable[..., dict[str, dict[str, Any]]]
-    if isinstance(task, SegmentationTask):
-        score = partial(_segmentation, classes=task.classes)
-    elif isinstance(task, ReportTask):
-        from mg3d.finetuning.report_scores import report_entries
+        return {}, []
+    if isinstance(task, ReportTask):
+        from mg3d.finetuning.report_scores import score_reports
 
-        score = partial(report_entries, task=task)
+        return score_reports(rows, task, cfg)
+    score: Callable[[Sequence[Row]], dict[str, dict[str, Any]]]
+    if isinstance(task, SegmentationTask):
+        score = partial(_segmentation, classes=task.classes, rounds=cfg.bootstrap_rounds, seed=cfg.seed)
     else:
-        score = partial(_classification, task=task)
-    found = score(rows, rounds=rounds, seed=seed)
+        score = partial(_classification, task=task, rounds=cfg.bootstrap_rounds, seed=cfg.seed)
+    found = score(rows)
     for tag, value in _subgroups(rows):
-        members = [row for row in rows if row.get(tag) == value]
-        part = score(members, rounds=rounds, seed=seed)
+        part = score([row for row in rows if row.get(tag) == value])
         found |= {f"{name}/{tag}={value}": entry for name, entry in part.items() if "mean" in entry}
-    return found
+    return found, []
 
 
 def _subgroups(rows: Sequence[Row]) -> list[tuple[str, str]]:

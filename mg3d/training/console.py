@@ -37,7 +37,8 @@ def summary_line(result: Mapping[str, Any]) -> str:
     """
     entries: Mapping[str, Any] = result["metrics"]
     means = {name: entry["mean"] for name, entry in entries.items() if isinstance(entry, Mapping) and "mean" in entry}
-    return json.dumps({"run_dir": result["run_dir"], "steps": result["steps"], **means})
+    about = {name: result[name] for name in ("run_dir", "steps", "protocol") if name in result}
+    return json.dumps({**about, **means})
 
 
 def print_result(result: Mapping[str, Any]) -> None:
