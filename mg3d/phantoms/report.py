@@ -127,3 +127,17 @@ def _impression(lesions: Sequence[Lesion], rng: np.random.Generator) -> str:
         return _CLEAR_IMPRESSION
     named = (f"{lesion.side} {lesion.finding.lower()}".strip().capitalize() + "." for lesion in lesions)
     return " ".join(named)
+
+
+def stated_findings(text: str) -> frozenset[str]:
+    """Read a phantom report, or one generated in its words: the findings that some sentence states as present.
+
+    Args:
+        text: as written, or lower-cased and tokenised; sentences end with a full stop.
+
+    Returns:
+        names out of `FINDINGS`; a sentence with the word "no" states nothing.
+    """
+    sentences = [sentence.split() for sentence in text.lower().split(".")]
+    stated = [" ".join(words) for words in sentences if "no" not in words]
+    return frozenset(name for name in FINDINGS if any(name.lower() in sentence for sentence in stated))

@@ -1,0 +1,227 @@
+"""CTRG-Chest: a report for every chest CT (spec downstream section 8)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mg3d.datasets.labels import CHEXBERT_LABELS
+from mg3d.datasets.report_vocabulary import MAX_TOKENS, MIN_COUNT, ReportVocabulary, clean_published
+from mg3d.datasets.seeding import draw_patients
+from mg3d.errors import DataError
+from mg3d.finetuning.benchmark import Benchmark, Case, ReportTask, Splits
+from mg3d.finetuning.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ANNOTATIONS = ("annotation.json", "chest_ctrg_nitfy_ori_split.json")
+LABEL_TABLE = "CTRG_finding_labels.csv"
+VAL_FRACTION = 0.10
+PRESENT = "1"
+SHOWN = 5
+
+
+def load(case: Case, cfg: FinetuneConfig) -> np.ndarray:
+    """Read a scan as in pre-training; float32 [D, H, W] in [0, 1]."""
+    from mg3d.scans.ctrg import read_ctrg
+
+    return read_ctrg(case.image, cfg.roi or TASK.size_dhw)
+
+
+def annotation_path(cfg: FinetuneConfig) -> Path:
+    """The file that lists scans and reports.
+
+    Raises:
+        DataError: there is none.
+    """
+    root = Path(cfg.data_root)
+    names = [cfg.extra["annotation"]] if cfg.extra["annotation"] else ANNOTATIONS
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise DataError(f"no {' or '.join(names)}", "set data_root to the download, or annotation=FILE", path=str(root))
+
+
+@lru_cache(maxsize=2)
+def _read_json(path: Path, changed: float) -> dict[str, list[dict[str, Any]]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = {part: content[part] for part in ("train", "val", "test")}
+        for entry in (entry for rows in parts.values() for entry in rows):
+            if not isinstance(entry["id"] and entry["image_path"] and entry["report"], str | list):
+                raise ValueError(f"entry {entry['id']!r} has no text")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        remedy = "expected {train, val, test} lists of {id, report, image_path}; download it again"
+        raise DataError(f"not CTRG's annotation ({problem})", remedy, path=str(path)) from problem
+    return parts
+
+
+def read_annotation(cfg: FinetuneConfig) -> dict[str, list[dict[str, Any]]]:
+    """Entries of the three lists."""
+    path = annotation_path(cfg)
+    return _read_json(path, path.stat().st_mtime)
+
+
+def read_labels(cfg: FinetuneConfig) -> dict[str, tuple[float, ...]]:
+    """Case id -> 14 values, 1 where the table says present (code 1); empty without a table.
+
+    Raises:
+        DataError: other columns, or a code that is none of 0 to 3.
+    """
+    path = Path(cfg.data_root) / cfg.extra["labels"]
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"id", *CHEXBERT_LABELS} <= rows[0].keys():
+        raise DataError(f"needs the columns id, {', '.join(CHEXBERT_LABELS)}", "download it again", path=str(path))
+    return {name_of(row["id"]): tuple(float(row[name] == PRESENT) for name in CHEXBERT_LABELS) for row in rows}
+
+
+def name_of(entry_id: Any) -> str:
+    """Case id without the ending that some files have."""
+    return str(entry_id).removesuffix(".nii.gz")
+
+
+def _image_of(entry: dict[str, Any], root: Path) -> Path:
+    """The NIfTI file, or the folder of the slices."""
+    listed = entry["image_path"]
+    return root / listed if isinstance(listed, str) else (root / listed[0]).parent
+
+
+def _cases(entries: list[dict[str, Any]], cfg: FinetuneConfig, labels: dict[str, tuple[float, ...]]) -> list[Case]:
+    root, found = Path(cfg.data_root), {}
+    for entry in entries:
+        if clean_published(entry["report"]):
+            name = name_of(entry["id"])
+            found[name] = Case(name, name, _image_of(entry, root), targets=labels.get(name, ()))
+    return list(found.values())
+
+
+def splits(cfg: FinetuneConfig) -> Splits:
+    """The annotation's test list is reported; a tenth of its train list selects, drawn as for pre-training.
+
+    With ``protocol=reference`` the published lists count, whose val and test are the same studies (D60).
+    """
+    lists, labels = read_annotation(cfg), _used_labels(cfg)
+    train, val, test = (_cases(lists[part], cfg, labels) for part in ("train", "val", "test"))
+    if cfg.protocol == "reference":
+        shared = len({case.id for case in val} & {case.id for case in test})
+        return Splits(tuple(train), tuple(val), tuple(test), (f"selection = reporting: {shared} of {len(test)} cases",))
+    held_out = {case.id for case in test}
+    kept = [case for case in train if case.id not in held_out]
+    drawn = draw_patients((case.id for case in kept), VAL_FRACTION, cfg.seed)
+    notes = [f"val: {len(drawn)} cases drawn from the train list with seed {cfg.seed}"]
+    if len(kept) < len(train):
+        notes.append(f"{len(train) - len(kept)} train cases left out, they are also test cases")
+    parts = ([case for case in kept if (case.id in drawn) == wanted] for wanted in (False, True))
+    return Splits(*(tuple(part) for part in parts), tuple(test), tuple(notes))
+
+
+def _used_labels(cfg: FinetuneConfig) -> dict[str, tuple[float, ...]]:
+    """Labels where a loss learns them.
+
+    Raises:
+        DataError: a loss needs them and there is no table.
+    """
+    if not (cfg.extra["label_loss"] or cfg.extra["ranking_loss"]):
+        return {}
+    labels = read_labels(cfg)
+    if not labels:
+        place = str(Path(cfg.data_root) / cfg.extra["labels"])
+        raise DataError("the label and ranking losses need this table", "or: label_loss=0 ranking_loss=0", path=place)
+    return labels
+
+
+def task_for(cfg: FinetuneConfig) -> ReportTask:
+    """Reports, and the vocabulary of the training ones."""
+    chosen = splits(cfg)
+    reports = {name_of(entry["id"]): entry["report"] for rows in read_annotation(cfg).values() for entry in rows}
+    vocabulary = ReportVocabulary.build((reports[case.id] for case in chosen.train), cfg.extra["min_count"])
+    own = ("max_tokens", "beams", "min_words", "length_penalty", "block_trigrams", "label_loss", "ranking_loss")
+    chosen_keys = {key: cfg.extra[key] for key in own}
+    labels = CHEXBERT_LABELS if chosen_keys["label_loss"] or chosen_keys["ranking_loss"] else ()
+    told = 1.0 if cfg.protocol == "reference" else cfg.extra["text_memory"]
+    task = replace(TASK, reports=reports, vocabulary=vocabulary, labels=labels, text_memory=told, **chosen_keys)
+    if not cfg.phantom:
+        return task
+    from mg3d.phantoms.findings import FINDINGS
+    from mg3d.phantoms.report import stated_findings
+
+    return replace(task, findings=stated_findings, finding_names=FINDINGS)
+
+
+def check_data(cfg: FinetuneConfig) -> list[str]:
+    """Every problem of the download, one line each."""
+    lines: list[str] = []
+    try:
+        lists = read_annotation(cfg)
+        labels = _used_labels(cfg)
+    except DataError as error:
+        return [str(error).replace("\n  ", " ")]
+    root, entries = Path(cfg.data_root), {name_of(row["id"]): row for rows in lists.values() for row in rows}
+    places = {name: _image_of(entry, root) for name, entry in entries.items()}
+    missing = [str(place) for place in places.values() if not place.exists()]
+    empty = [name for name, entry in entries.items() if not clean_published(entry["report"])]
+    unlabelled = [name for name in entries if name not in labels] if labels else []
+    for what, names, mend in (
+        ("images are missing", missing, "download them again"),
+        ("reports are empty", empty, "they are left out"),
+        ("cases have no labels", unlabelled, f"complete {cfg.extra['labels']}"),
+    ):
+        if names:
+            more = " ..." if len(names) > SHOWN else ""
+            lines.append(f"{root}: {len(names)} {what}: {', '.join(names[:SHOWN])}{more}; mend: {mend}")
+    return lines
+
+
+def write_phantom(root: Path, seed: int) -> None:
+    """Draw a small data set."""
+    from mg3d.phantoms.downstream.ctrg import write_ctrg
+
+    write_ctrg(root, seed=seed)
+
+
+TASK = ReportTask(reports={}, load=load)
+BENCHMARK = Benchmark(
+    name="CTRG",
+    task=TASK,
+    task_for=task_for,
+    splits=splits,
+    check_data=check_data,
+    write_phantom=write_phantom,
+    defaults={
+        "learning_rate": 1e-4,
+        "weight_decay": 5e-5,
+        "optimizer": "adamw_amsgrad",
+        "max_epoch": 30,
+        "batch_size": 2,
+        "seed": 456789,
+        "grad_clip": 5.0,
+    },
+    extra_keys={
+        "annotation": "",
+        "labels": LABEL_TABLE,
+        "min_count": MIN_COUNT,
+        "max_tokens": MAX_TOKENS,
+        "beams": 3,
+        "min_words": 0,
+        "length_penalty": 0.0,
+        "block_trigrams": False,
+        "label_loss": 0.1,
+        "ranking_loss": 0.1,
+        "text_memory": 0.0,
+        "meteor": "auto",
+    },
+    named_configs={
+        "phantom": {"roi": [64, 64, 64], "freeze": "encoder", "cache": "memory", "max_epoch": 30, "batch_size": 16},
+        "frozen": {"freeze": "encoder", "cache": "memory"},
+        "words_only_reference": {"protocol": "reference", "label_loss": 0.0, "ranking_loss": 0.0},
+    },
+    usage="Reports of chest CT.\n\ndata_root: slices or NIfTI volumes with the annotation JSON and the finding table.",
+)

@@ -1,0 +1,97 @@
+"""Figures of generated reports for ``metrics.json``: wording against both references, and planted or labelled findings.
+
+n cases, L findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mg3d.metrics.captioning import score_captions
+from mg3d.metrics.clinical import clinical_entries, clinical_scores
+
+if TYPE_CHECKING:
+    from mg3d.finetuning.benchmark import ReportTask
+    from mg3d.finetuning.config import FinetuneConfig
+
+__all__ = ["REFERENCES", "best_constant", "finding_table", "score_reports"]
+
+REFERENCES = {"full": "reference", "reference": "reference_published"}
+"""Protocol of the references -> column of the case rows."""
+CONSTANT = "constant_report/ce_f1_micro"
+
+
+def score_reports(
+    rows: Sequence[Mapping[str, Any]], task: ReportTask, cfg: FinetuneConfig
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Score the case rows of a run.
+
+    Args:
+        rows: of `ReportGenerationModule.case_rows`.
+        task: its ``findings`` reads what a report states, where there is such a reader.
+        cfg: protocol, bootstrap rounds, seed; ``extra["meteor"]``.
+
+    Returns:
+        metric -> mean, ci95, n: ``full/<metric>`` against whole cleaned references, ``reference/<metric>`` against
+        those that passed through vocabulary and length limit as published (D61), the run's own protocol again without
+        prefix, clinical figures and the best constant report's beside them; and notes.
+    """
+    hypotheses = [str(row["hypothesis"]) for row in rows]
+    patients = [str(row["patient"]) for row in rows]
+    entries: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
+    own = "full" if cfg.protocol == "clean" else "reference"
+    for name, column in REFERENCES.items():
+        scores = score_captions(
+            [str(row[column]) for row in rows],
+            hypotheses,
+            ids=[str(row["id"]) for row in rows],
+            pretokenised=True,
+            meteor=cfg.extra.get("meteor", "auto") if name == own else "none",
+            rounds=cfg.bootstrap_rounds,
+            groups=patients,
+            seed=cfg.seed,
+        )
+        found = {key: value for key, value in scores.entries().items() if name == own or "meteor" not in key}
+        entries |= {f"{name}/{key}": value for key, value in found.items()}
+        if name == own:
+            entries |= found
+            notes += [*scores.notes, f"references: {own}; {scores.protocol['text']}"]
+    if task.findings is not None:
+        truth, stated = (finding_table(rows, task, column) for column in ("reference", "hypothesis"))
+        clinical, more = clinical_entries(
+            truth, stated, task.finding_names, rounds=cfg.bootstrap_rounds, groups=patients, seed=cfg.seed
+        )
+        constant = clinical_scores(truth, np.tile(best_constant(truth), (len(truth), 1)))["ce_f1_micro"]
+        entries |= clinical | {CONSTANT: {"mean": constant, "ci95": None, "n": len(rows)}}
+        notes += [*more, "constant_report: the one report with the highest micro F1 on these very references"]
+    return entries, notes
+
+
+def finding_table(rows: Sequence[Mapping[str, Any]], task: ReportTask, column: str) -> np.ndarray:
+    """Findings that the texts of a column state, 0 or 1, [n, L]."""
+    if task.findings is None:
+        raise ValueError("the task has no reader of findings")
+    stated = [task.findings(str(row[column])) for row in rows]
+    return np.asarray([[int(name in found) for name in task.finding_names] for found in stated])
+
+
+def best_constant(truth: np.ndarray) -> np.ndarray:
+    """The findings that one report for all cases must state to reach the highest micro F1.
+
+    Args:
+        truth: 0 or 1, [n, L].
+
+    Returns:
+        0 or 1, [L]: the k most frequent findings, for the best k.
+    """
+    counts = truth.sum(axis=0)
+    order = np.argsort(-counts, kind="stable")
+    stated = np.arange(1, len(counts) + 1)
+    f1 = 2 * counts[order].cumsum() / (stated * len(truth) + counts.sum())
+    chosen = np.zeros(len(counts), dtype=int)
+    chosen[order[: int(f1.argmax()) + 1]] = 1
+    return chosen

@@ -1,0 +1,74 @@
+"""A drawn CTRG-Chest download: slice folders, the annotation, and the table of 14 finding codes (downstream 8.1).
+
+python -m mg3d.phantoms.downstream.ctrg --out DIR --studies 300 --seed 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from mg3d.datasets.labels import CHEXBERT_LABELS
+from mg3d.phantoms.ctrg_layout import write_annotation, write_slices
+from mg3d.phantoms.studies import Study, plan_studies
+
+__all__ = ["FINDING_TABLE", "finding_codes", "write_ctrg"]
+
+FINDING_TABLE = "CTRG_finding_labels.csv"
+_NOTED_AS = {
+    "Cardiomegaly": "cardiomegaly",
+    "Lung opacity": "lung_opacity",
+    "Lung nodule": "lung_lesion",
+    "Consolidation": "consolidation",
+    "Pleural effusion": "pleural_effusion",
+    "Medical material": "support_devices",
+}
+
+
+def write_ctrg(root: Path, *, studies: int = 60, size: int = 48, seed: int = 0) -> None:
+    """Write the data set; the last fifth of the studies is both ``val`` and ``test``, as published.
+
+    Args:
+        root: folder that receives ``Chest_New``, ``annotation.json`` and the finding table.
+        studies: number of studies.
+        size: slices, and voxels drawn per axis, at least 32.
+        seed: seed of everything; a longer list begins with the shorter one.
+    """
+    planned = list(plan_studies("ctrg", studies, size, seed))
+    write_annotation(root, planned)
+    for study in planned:
+        write_slices(root, study)
+    _write_table(root / FINDING_TABLE, planned)
+
+
+def finding_codes(study: Study) -> list[int]:
+    """The 14 codes of a study: 1 present, 2 stated to be absent, 0 not mentioned."""
+    present = {_NOTED_AS.get(lesion.finding, "") for lesion in study.case.lesions}
+    text = study.report.findings.lower()
+    negated = {code for name, code in _NOTED_AS.items() if name.lower() in text} - present
+    codes = [1 if name in present else 2 if name in negated else 0 for name in CHEXBERT_LABELS]
+    return [*codes[:-1], 0 if study.case.lesions else 1]
+
+
+def _write_table(path: Path, studies: Sequence[Study]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", *CHEXBERT_LABELS])
+        writer.writerows([study.patient, *finding_codes(study)] for study in studies)
+
+
+def main() -> None:
+    """Write a data set of any size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="target folder")
+    parser.add_argument("--studies", type=int, default=300, help="number of studies (%(default)s)")
+    parser.add_argument("--size", type=int, default=48, help="voxels per axis (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything (%(default)s)")
+    options = parser.parse_args()
+    write_ctrg(options.out, studies=options.studies, size=options.size, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()
