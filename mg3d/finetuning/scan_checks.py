@@ -18,7 +18,7 @@ import numpy as np
 from mg3d.errors import DataError
 from mg3d.finetuning.benchmark import Case
 
-__all__ = ["check_pairs", "check_scan", "missing_names", "problem", "unexpected_files"]
+__all__ = ["check_pairs", "check_scan", "missing_names", "problem", "problem_of", "unexpected_files"]
 
 _THREADS = 4
 _SHOWN = 8
@@ -29,6 +29,11 @@ _AGAIN = "download the file again"
 def problem(path: Path | str, what: str, mend: str) -> str:
     """One line of a list of problems."""
     return f"{path}: {what}; mend: {mend}"
+
+
+def problem_of(error: DataError) -> str:
+    """The line of an error that names a file."""
+    return problem(error.path, error.message.removeprefix(f"{error.path}: "), error.remedy or _AGAIN)
 
 
 def check_pairs(cases: Iterable[Case], labels: Collection[int], *, full: bool = False) -> list[str]:
@@ -57,7 +62,7 @@ def check_scan(path: Path, *, full: bool = False) -> list[str]:
         if full or _looks_cut(path):
             _read(path)
     except DataError as error:
-        return [problem(path, error.message.removeprefix(f"{path}: "), error.remedy or _AGAIN)]
+        return [problem_of(error)]
     return []
 
 
@@ -99,7 +104,7 @@ def _check_label_values(path: Path, labels: Sequence[int]) -> list[str]:
     try:
         voxels = _read(path)
     except DataError as error:
-        return [problem(path, error.message.removeprefix(f"{path}: "), error.remedy or _AGAIN)]
+        return [problem_of(error)]
     unknown = np.ones(voxels.shape, dtype=bool)
     for value in labels:
         unknown &= voxels != value
@@ -141,8 +146,8 @@ def _looks_cut(path: Path) -> bool:
     """Whether a compressed file does not end with the length that its header promises (several members may not)."""
     import nibabel as nib
 
-    header = nib.Nifti1Image.from_filename(path).header
-    promised = int(header["vox_offset"]) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+    stored = nib.Nifti1Image.from_filename(path).dataobj
+    promised = int(stored.offset) + math.prod(stored.shape) * stored.dtype.itemsize
     if not path.name.endswith(".gz"):
         return path.stat().st_size < promised
     with path.open("rb") as stream:
