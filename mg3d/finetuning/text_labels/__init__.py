@@ -1,0 +1,1 @@
+"""Train, score and use the classifier that reads findings from reports (spec downstream 7.11)."""

@@ -1,0 +1,203 @@
+"""The training loop of the report labeller: plain torch, early stopping on the validation loss."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from mg3d.datasets.labelled_reports import LabelledReports, shuffle_sentences
+from mg3d.errors import ConfigError, RunFailedError
+from mg3d.metrics.clinical import clinical_scores
+from mg3d.models.finetune.text_classifier import ReportLabeller, parameter_groups
+
+logger = logging.getLogger(__name__)
+
+BEST, LAST, HISTORY = "best", "last", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How the labeller is trained; published values are the defaults where not said otherwise.
+
+    Attributes:
+        learning_rate: of AdamW.
+        weight_decay: of all weights but biases and norms.
+        batch_size: reports a step.
+        max_epochs: at most (published: 1,000).
+        patience: epochs without a lower validation loss before the end (published: 100).
+        schedule: ``none``; ``plateau``: a tenth after 25 epochs without progress, at least 2e-6; ``cosine``: linear
+            warm-up over a tenth of the steps, then to zero.
+        shuffle_share: chance that a training report's sentences are put in random order (published option: 0.5).
+        positive_weight: weigh findings by absent / present reports of the training set.
+        freeze_layers: lower transformer layers (and the embeddings) that stay as they are.
+        max_minutes: start no further epoch after this time; 0: no limit.
+        seed: of weights, order and shuffling.
+    """
+
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.01
+    batch_size: int = 32
+    max_epochs: int = 100
+    patience: int = 10
+    schedule: Literal["none", "plateau", "cosine"] = "none"
+    shuffle_share: float = 0.0
+    positive_weight: bool = False
+    freeze_layers: int = 0
+    max_minutes: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sound = self.learning_rate > 0 and self.weight_decay >= 0 and self.batch_size >= 1 and self.max_epochs >= 0
+        if not sound or self.patience < 1 or not 0 <= self.shuffle_share <= 1 or self.max_minutes < 0:
+            raise ConfigError(f"unusable options: {asdict(self)}", "see --help for their ranges")
+        if self.schedule not in ("none", "plateau", "cosine"):
+            raise ConfigError(f"schedule={self.schedule!r}", "choose none, plateau or cosine")
+
+
+def fit(
+    labeller: ReportLabeller, train: LabelledReports, val: LabelledReports, options: TrainingOptions, folder: Path
+) -> list[dict[str, Any]]:
+    """Train; leaves ``best/`` (lowest validation loss), ``last/`` and ``metrics.jsonl`` in the folder.
+
+    Without an epoch both hold the untrained classifier. The labeller ends with the best weights, in eval mode.
+
+    Args:
+        labeller: fresh.
+        train: reports with labels.
+        val: reports that decide when to stop.
+        options: see :class:`TrainingOptions`.
+        folder: exists already.
+
+    Returns:
+        One row an epoch: ``epoch``, ``train_loss``, ``val_loss``, ``val_f1_macro``, ``learning_rate``, ``seconds``.
+
+    Raises:
+        RunFailedError: the loss is not finite.
+    """
+    torch.manual_seed(options.seed)
+    labeller.network.freeze_lower_layers(options.freeze_layers)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    labeller.network.to(device)
+    optimizer = AdamW(parameter_groups(labeller.network, options.learning_rate, options.weight_decay))
+    loop = _Loop(labeller, options, optimizer, _positive_weight(train.labels, options).to(device))
+    scheduler = _scheduler(optimizer, options, math.ceil(len(train) / options.batch_size))
+    labeller.save(folder / BEST)
+    history: list[dict[str, Any]] = []
+    lowest, stale, start = math.inf, 0, time.monotonic()
+    for epoch in range(options.max_epochs):
+        began = time.monotonic()
+        train_loss = loop.epoch(train, epoch, scheduler if isinstance(scheduler, LambdaLR) else None)
+        val_loss, f1_macro = loop.validate(val)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(val_loss)
+        better = val_loss < lowest
+        lowest, stale = (val_loss, 0) if better else (lowest, stale + 1)
+        if better:
+            labeller.save(folder / BEST)
+        row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "val_f1_macro": f1_macro}
+        row |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds": round(time.monotonic() - began, 1)}
+        history.append(row)
+        _note(folder, row)
+        if stale >= options.patience or (options.max_minutes and time.monotonic() - start > 60 * options.max_minutes):
+            break
+    labeller.save(folder / LAST)
+    labeller.network.load_state_dict(ReportLabeller.load(folder / BEST, labeller.splitter).network.state_dict())
+    labeller.network.eval()
+    return history
+
+
+class _Loop:
+    """One epoch of training, one pass of validation."""
+
+    def __init__(
+        self, labeller: ReportLabeller, options: TrainingOptions, optimizer: Optimizer, positive_weight: Tensor
+    ) -> None:
+        self.labeller, self.options, self.optimizer = labeller, options, optimizer
+        self.positive_weight = positive_weight
+
+    def epoch(self, train: LabelledReports, epoch: int, scheduler: LambdaLR | None) -> float:
+        """Mean training loss of one pass in random order."""
+        self.labeller.network.train()
+        total = 0.0
+        for texts, targets in self._batches(train, epoch):
+            loss = self._loss(texts, targets)
+            if not torch.isfinite(loss):
+                raise RunFailedError(f"the loss of epoch {epoch} is {float(loss)}", "lower the learning rate")
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            total += float(loss.detach()) * len(texts)
+        return total / len(train)
+
+    @torch.no_grad()
+    def validate(self, val: LabelledReports) -> tuple[float, float]:
+        """Loss and macro F1 at 0.5."""
+        probabilities = self.labeller.probabilities(val.texts, self.options.batch_size)
+        found = torch.from_numpy(probabilities).double().clamp(1e-7, 1 - 1e-7)
+        truth = torch.from_numpy(val.labels).double()
+        weight = 1 + truth * (self.positive_weight.cpu().double() - 1)
+        loss = -(weight * (truth * found.log() + (1 - truth) * (1 - found).log())).mean()
+        return float(loss), clinical_scores(val.labels, probabilities > 0.5)["ce_f1_macro"]
+
+    def _batches(self, train: LabelledReports, epoch: int) -> Iterator[tuple[list[str], np.ndarray]]:
+        order = np.random.default_rng((self.options.seed, epoch)).permutation(len(train))
+        rng = random.Random(f"{self.options.seed}/{epoch}")
+        for start in range(0, len(order), self.options.batch_size):
+            rows = order[start : start + self.options.batch_size]
+            texts = [train.texts[row] for row in rows]
+            share = self.options.shuffle_share
+            yield [shuffle_sentences(text, rng) if rng.random() < share else text for text in texts], train.labels[rows]
+
+    def _loss(self, texts: list[str], targets: np.ndarray) -> Tensor:
+        device = self.positive_weight.device
+        logits = self.labeller.network(self.labeller.encode(texts).to(device))
+        truth = torch.from_numpy(targets).to(device, logits.dtype)
+        return binary_cross_entropy_with_logits(logits, truth, pos_weight=self.positive_weight)
+
+
+def _positive_weight(labels: np.ndarray, options: TrainingOptions) -> Tensor:
+    """Weight of present findings [L]; a finding that no training report has keeps 1."""
+    present = (labels == 1).sum(axis=0)
+    weight = np.where((present > 0) & options.positive_weight, (len(labels) - present) / np.maximum(present, 1), 1.0)
+    return torch.from_numpy(np.maximum(weight, 1e-3).astype(np.float32))
+
+
+def _scheduler(optimizer: Optimizer, options: TrainingOptions, steps: int) -> LambdaLR | ReduceLROnPlateau | None:
+    if options.schedule == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=0.1, patience=25, min_lr=2e-6)
+    if options.schedule == "none":
+        return None
+    total = max(1, steps * options.max_epochs)
+    warm_up = max(1, total // 10)
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, total - warm_up))))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _note(folder: Path, row: dict[str, Any]) -> None:
+    with (folder / HISTORY).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+    logger.info(
+        "epoch %d: train loss %.4f, val loss %.4f, val macro F1 %.3f, %.0f s",
+        *(row[key] for key in ("epoch", "train_loss", "val_loss", "val_f1_macro", "seconds")),
+    )

@@ -1,0 +1,1 @@
+"""Parts of ``tools/score_reports.py``."""
