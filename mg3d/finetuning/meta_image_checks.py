@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 from mg3d.errors import DataError
 from mg3d.finetuning.scan_checks import problem, problem_of
 
 __all__ = ["check_meta_image"]
+
+PACKED_BYTES = re.compile(rb"^CompressedDataSize\s*=\s*(\d+)", re.MULTILINE)
 
 
 def check_meta_image(path: Path, *, full: bool = False) -> list[str]:
@@ -32,13 +35,17 @@ def _check(path: Path, full: bool) -> list[str]:
     from mg3d.scans.text_header import MAX_HEADER_BYTES, meta_storage
 
     with path.open("rb") as file:
-        storage = meta_storage(file.read(MAX_HEADER_BYTES), path)
+        block = file.read(MAX_HEADER_BYTES)
+    storage = meta_storage(block, path)
     if not storage.data_path.is_file():
         return [problem(storage.data_path, "missing, though its header is there", "download it again")]
     header = read_information(path, "MetaImageIO")
     promised = math.prod(header.GetSize()) * number_type(header, path).itemsize
     held = storage.data_path.stat().st_size - max(storage.start, 0)
-    if storage.encoding == "raw" and held != promised:
+    packed = PACKED_BYTES.search(block) if storage.encoding != "raw" else None
+    if packed is not None:
+        promised = int(packed[1])
+    if held != promised and (storage.encoding == "raw" or packed is not None):
         what = f"holds {held} bytes of voxels, its header promises {promised}"
         return [problem(storage.data_path, what, "download it again")]
     if full:

@@ -50,8 +50,10 @@ def write_mha(
         origin_mm: world place (x, y, z) of the first voxel, axes left, posterior, superior.
         tags: further header fields.
     """
-    header = _header(voxels_DHW, spacing_mm, origin_mm, (1, 1, 1), tags, "True", "LOCAL")
-    path.write_bytes(header.encode("ascii") + zlib.compress(np.ascontiguousarray(voxels_DHW).tobytes(), 1))
+    packed = zlib.compress(np.ascontiguousarray(voxels_DHW).tobytes(), 1)
+    fields = {"CompressedDataSize": str(len(packed)), **tags}
+    header = _header(voxels_DHW, spacing_mm, origin_mm, (1, 1, 1), fields, "True", "LOCAL")
+    path.write_bytes(header.encode("ascii") + packed)
 
 
 def _header(
