@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -111,8 +112,7 @@ def splits(cfg: FinetuneConfig) -> Splits:
     lists, labels = read_annotation(cfg), _used_labels(cfg)
     train, val, test = (_cases(lists[part], cfg, labels) for part in ("train", "val", "test"))
     if cfg.protocol == "reference":
-        shared = len({case.id for case in val} & {case.id for case in test})
-        return Splits(tuple(train), tuple(val), tuple(test), (f"selection = reporting: {shared} of {len(test)} cases",))
+        return Splits(tuple(train), tuple(val), tuple(test), ("selection = reporting",))
     held_out = {case.id for case in test}
     kept = [case for case in train if case.id not in held_out]
     drawn = draw_patients((case.id for case in kept), VAL_FRACTION, cfg.seed)
@@ -143,7 +143,16 @@ def task_for(cfg: FinetuneConfig) -> ReportTask:
     chosen = splits(cfg)
     reports = {name_of(entry["id"]): entry["report"] for rows in read_annotation(cfg).values() for entry in rows}
     vocabulary = ReportVocabulary.build((reports[case.id] for case in chosen.train), cfg.extra["min_count"])
-    own = ("max_tokens", "beams", "min_words", "length_penalty", "block_trigrams", "label_loss", "ranking_loss")
+    own = (
+        "width",
+        "max_tokens",
+        "beams",
+        "min_words",
+        "length_penalty",
+        "block_trigrams",
+        "label_loss",
+        "ranking_loss",
+    )
     chosen_keys = {key: cfg.extra[key] for key in own}
     labels = CHEXBERT_LABELS if chosen_keys["label_loss"] or chosen_keys["ranking_loss"] else ()
     told = 1.0 if cfg.protocol == "reference" else cfg.extra["text_memory"]
@@ -180,6 +189,13 @@ def check_data(cfg: FinetuneConfig) -> list[str]:
     return lines
 
 
+def write_results(cfg: FinetuneConfig, run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table of the published code: ``generated.json`` with filename, prediction, ground_truth."""
+    column = "reference" if cfg.protocol == "clean" else "reference_published"
+    table = [{"filename": row["id"], "prediction": row["hypothesis"], "ground_truth": row[column]} for row in rows]
+    (run_dir / "generated.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def write_phantom(root: Path, seed: int) -> None:
     """Draw a small data set."""
     from mg3d.phantoms.downstream.ctrg import write_ctrg
@@ -195,6 +211,7 @@ BENCHMARK = Benchmark(
     splits=splits,
     check_data=check_data,
     write_phantom=write_phantom,
+    write_results=write_results,
     defaults={
         "learning_rate": 1e-4,
         "weight_decay": 5e-5,
@@ -208,6 +225,7 @@ BENCHMARK = Benchmark(
         "annotation": "",
         "labels": LABEL_TABLE,
         "min_count": MIN_COUNT,
+        "width": 512,
         "max_tokens": MAX_TOKENS,
         "beams": 3,
         "min_words": 0,

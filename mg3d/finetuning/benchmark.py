@@ -164,6 +164,8 @@ class ClassificationTask:
         head: "linear", "norm_linear", "mlp_linear" or "decoder_gap".
         balance: "none", or "class": equal class counts each epoch, negatives drawn anew with the epoch.
         metrics: further figures of (ids, probabilities [n, K], targets [n, K]) -> name -> value.
+        entries: further figures that bring their own intervals: (ids, probabilities, targets, rounds, seed) -> name ->
+            ``{"mean", "ci95", "n"}``; with 0 rounds no interval. For what does not stand cases that are drawn twice.
         monitor: what chooses the best epoch: "auroc" (mean over the outputs), "accuracy", "macro_f1", a name of
             `metrics`, or "auto": auroc for binary outputs, accuracy for classes.
         class_weights: weight of each class in the loss (multiclass), or of the positive cases of each binary output;
@@ -178,6 +180,7 @@ class ClassificationTask:
     head: str = "linear"
     balance: str = "none"
     metrics: Callable[[list[str], np.ndarray, np.ndarray], Mapping[str, float]] | None = None
+    entries: Callable[[list[str], np.ndarray, np.ndarray, int, int], Mapping[str, dict[str, Any]]] | None = None
     monitor: str = "auto"
     class_weights: tuple[float, ...] = ()
 
@@ -192,6 +195,7 @@ class ReportTask:
         labels: names of the 0/1 values in `Case.targets`, which the label and ranking losses learn; may be empty.
         size_dhw: voxels (z, y, x) that the network sees.
         load: as in `ClassificationTask`.
+        width: model width of the generator, a multiple of 8 (published: 512).
         max_tokens: longest report in tokens, start and end included.
         beams: hypotheses kept while searching.
         min_words: shortest report.
@@ -209,6 +213,7 @@ class ReportTask:
     labels: tuple[str, ...] = ()
     size_dhw: tuple[int, int, int] = (128, 96, 128)
     load: str | Callable[[Case, FinetuneConfig], np.ndarray] = ""
+    width: int = 512
     max_tokens: int = 150
     beams: int = 3
     min_words: int = 0

@@ -17,14 +17,14 @@ import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 
 from mg3d.errors import ConfigError
-from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, SegmentationTask, Splits, Task
+from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, ReportTask, SegmentationTask, Splits, Task
 from mg3d.finetuning.checkpoints import BestCheckpoint, load_state, scored_checkpoints, wait_for_all
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.evaluation import Evaluation, evaluate_checkpoints, finish_report, score_probe
 from mg3d.finetuning.kinds import build_datamodule, build_module
 from mg3d.finetuning.learning_rate import describe_learning_rate, effective_learning_rate
 from mg3d.finetuning.preparation import prepare_data
-from mg3d.finetuning.splits import data_fraction, permuted_labels, refuse_leakage
+from mg3d.finetuning.splits import data_fraction, permuted_images, permuted_labels, refuse_leakage
 from mg3d.training import provenance
 from mg3d.training.callbacks import LastCheckpoint
 from mg3d.training.failures import told_plainly
@@ -172,7 +172,8 @@ def _execute(job: _Job) -> dict[str, Any]:
     metrics = evaluation.metrics
     if job.layout.rank == 0:  # with the rows of all processes
         metrics = finish_report(cfg, job.benchmark, task, splits, evaluation, job.run_dir)
-    return {"run_dir": str(job.run_dir), "steps": done, "protocol": cfg.protocol, "metrics": metrics}
+    shown = {name: entry for name, entry in metrics.items() if "=" not in name and not name.startswith("last/")}
+    return {"run_dir": str(job.run_dir), "steps": done, "protocol": cfg.protocol, "metrics": shown}
 
 
 def _is_probe(cfg: FinetuneConfig, task: Task) -> bool:
@@ -200,7 +201,8 @@ def _splits(job: _Job, cfg: FinetuneConfig) -> Splits:
     if cfg.data_fraction < 1:
         notes += (f"trained on {len(train)} of {len(splits.train)} cases (data_fraction={cfg.data_fraction:g})",)
     if cfg.shuffle_labels:
-        train, notes = permuted_labels(train, cfg.seed), (*notes, "control: training labels are shuffled")
+        permuted = permuted_images if isinstance(job.benchmark.task, ReportTask) else permuted_labels
+        train, notes = permuted(train, cfg.seed), (*notes, "control: training labels are shuffled")
     splits = dataclasses.replace(splits, train=train, notes=notes)
     if job.layout.rank == 0:
         parts = {part: [case.id for case in getattr(splits, part)] for part in ("train", "val", "test")}

@@ -24,6 +24,7 @@ __all__ = [
     "leakage_report",
     "nested_splits",
     "patient_kfold",
+    "permuted_images",
     "permuted_labels",
     "refuse_leakage",
 ]
@@ -124,6 +125,19 @@ def permuted_labels(cases: Sequence[Case], seed: int = 0) -> tuple[Case, ...]:
     random.Random(f"labels {seed}").shuffle(givers)
     source = dict(zip(groups, givers, strict=True))
     return tuple(dataclasses.replace(case, targets=groups[source[case.patient]][0].targets) for case in cases)
+
+
+def permuted_images(cases: Sequence[Case], seed: int = 0) -> tuple[Case, ...]:
+    """The control of report generation: every report and its labels go with the image of another case.
+
+    Args:
+        cases: training cases.
+        seed: another seed deals other images.
+    """
+    order = list(range(len(cases)))
+    random.Random(f"images {seed}").shuffle(order)
+    following = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: nobody keeps his own
+    return tuple(dataclasses.replace(case, image=cases[following[k]].image) for k, case in enumerate(cases))
 
 
 def leakage_report(splits: Splits) -> tuple[str, ...]:

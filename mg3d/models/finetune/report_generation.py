@@ -80,6 +80,8 @@ class ReportGenerationModule(pl.LightningModule):
                 words=self.vocabulary.size,
                 feature_width=self.visual.width,
                 labels=max(len(task.labels), 1),
+                width=task.width,
+                hidden=task.width,
                 longest=task.max_tokens + 2,
                 text_memory=task.text_memory,
                 token_places=0 if published else PATCHES + max(len(task.labels), 1),

@@ -42,6 +42,7 @@ def task(**changes: Any) -> ReportTask:
         "labels": ("effusion", "cardiomegaly"),
         "size_dhw": (64, 64, 32),
         "load": load,
+        "width": 64,
         "max_tokens": 40,
     }
     return ReportTask(**{**given, **changes})
@@ -92,7 +93,7 @@ def test_two_reports_are_learned_by_heart() -> None:
     module = build_report_module(cfg, task(), 100)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     batch = batch_of(ReportDataModule(cfg, task(), splits), "ab")
-    assert learn_by_heart(module, batch, steps=60) > 0.9
+    assert learn_by_heart(module, batch, steps=80) > 0.9
 
 
 @pytest.mark.parametrize(("labels", "ranking"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.1)])
