@@ -1,0 +1,75 @@
+"""Label maps as NIfTI files in the geometry of the image they belong to, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from mg3d.errors import RunFailedError
+from mg3d.scans.read import read_scan
+
+__all__ = ["write_label_map"]
+
+
+def write_label_map(path: Path, labels: np.ndarray, image: Path) -> Path:
+    """Write a label map over an image.
+
+    For a NIfTI image every geometry field of its header is kept bit by bit (sform, qform, their codes, units); for
+    other formats the affine that was read is stored.
+
+    Args:
+        path: target, ending in ``.nii.gz``; its folder is created.
+        labels: uint8 [X,Y,Z] in the stored order of the image.
+        image: file (or DICOM folder) of the image.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: the label map has not the shape of the image.
+        RunFailedError: the file cannot be written.
+    """
+    volume = _as_nifti(np.asarray(labels, dtype=np.uint8), image)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp.nii.gz", dir=path.parent)
+    os.close(handle)
+    try:
+        nib.save(volume, name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise RunFailedError(f"cannot write {path}: {error.strerror or error}", "free space, then predict again") from (
+            error
+        )
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+    return path
+
+
+def _as_nifti(labels: np.ndarray, image: Path) -> nib.Nifti1Image:
+    if not image.name.lower().endswith((".nii", ".nii.gz")):
+        raw = read_scan(image)
+        _check_shape(labels, raw.voxels_xyz.shape, image)
+        return nib.Nifti1Image(labels, raw.affine)
+    source = nib.load(image)
+    _check_shape(labels, source.shape, image)
+    header = source.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1.0, 0.0)
+    header["cal_min"] = header["cal_max"] = 0
+    header["descrip"] = b"label map predicted by mg3d"
+    return type(source)(labels.reshape(source.shape), header.get_best_affine(), header)
+
+
+def _check_shape(labels: np.ndarray, shape: tuple[int, ...], image: Path) -> None:
+    wanted = tuple(shape)
+    while len(wanted) > 3 and wanted[-1] == 1:
+        wanted = wanted[:-1]
+    if labels.shape != wanted:
+        raise ValueError(f"label map of shape {labels.shape} for an image of shape {wanted} ({image})")
