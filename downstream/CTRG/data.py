@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,8 @@ LABEL_TABLE = "CTRG_finding_labels.csv"
 VAL_FRACTION = 0.10
 PRESENT = "1"
 SHOWN = 5
+TASK_KEYS = {"width": 512, "max_tokens": MAX_TOKENS, "beams": 3, "min_words": 0, "length_penalty": 0.0}
+TASK_KEYS |= {"block_trigrams": False, "label_loss": 0.1, "ranking_loss": 0.1, "text_memory": 0.0}
 
 
 def load(case: Case, cfg: FinetuneConfig) -> np.ndarray:
@@ -48,24 +49,23 @@ def annotation_path(cfg: FinetuneConfig) -> Path:
     raise DataError(f"no {' or '.join(names)}", "set data_root to the download, or annotation=FILE", path=str(root))
 
 
-@lru_cache(maxsize=2)
-def _read_json(path: Path, changed: float) -> dict[str, list[dict[str, Any]]]:
+def read_annotation(cfg: FinetuneConfig) -> dict[str, list[dict[str, Any]]]:
+    """Entries of the three lists, each with id, report and image_path.
+
+    Raises:
+        DataError: the file has another structure.
+    """
+    path = annotation_path(cfg)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         parts = {part: content[part] for part in ("train", "val", "test")}
         for entry in (entry for rows in parts.values() for entry in rows):
-            if not isinstance(entry["id"] and entry["image_path"] and entry["report"], str | list):
-                raise ValueError(f"entry {entry['id']!r} has no text")
+            if not isinstance(entry["report"], str) or not entry["image_path"]:
+                raise ValueError(f"entry {entry['id']!r} has no text or no image")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         remedy = "expected {train, val, test} lists of {id, report, image_path}; download it again"
         raise DataError(f"not CTRG's annotation ({problem})", remedy, path=str(path)) from problem
     return parts
-
-
-def read_annotation(cfg: FinetuneConfig) -> dict[str, list[dict[str, Any]]]:
-    """Entries of the three lists."""
-    path = annotation_path(cfg)
-    return _read_json(path, path.stat().st_mtime)
 
 
 def read_labels(cfg: FinetuneConfig) -> dict[str, tuple[float, ...]]:
@@ -143,20 +143,11 @@ def task_for(cfg: FinetuneConfig) -> ReportTask:
     chosen = splits(cfg)
     reports = {name_of(entry["id"]): entry["report"] for rows in read_annotation(cfg).values() for entry in rows}
     vocabulary = ReportVocabulary.build((reports[case.id] for case in chosen.train), cfg.extra["min_count"])
-    own = (
-        "width",
-        "max_tokens",
-        "beams",
-        "min_words",
-        "length_penalty",
-        "block_trigrams",
-        "label_loss",
-        "ranking_loss",
-    )
-    chosen_keys = {key: cfg.extra[key] for key in own}
-    labels = CHEXBERT_LABELS if chosen_keys["label_loss"] or chosen_keys["ranking_loss"] else ()
-    told = 1.0 if cfg.protocol == "reference" else cfg.extra["text_memory"]
-    task = replace(TASK, reports=reports, vocabulary=vocabulary, labels=labels, text_memory=told, **chosen_keys)
+    options = {key: cfg.extra[key] for key in TASK_KEYS}
+    if cfg.protocol == "reference":
+        options["text_memory"] = 1.0
+    labels = CHEXBERT_LABELS if options["label_loss"] or options["ranking_loss"] else ()
+    task = replace(TASK, reports=reports, vocabulary=vocabulary, labels=labels, **options)
     if not cfg.phantom:
         return task
     from mg3d.phantoms.findings import FINDINGS
@@ -225,16 +216,8 @@ BENCHMARK = Benchmark(
         "annotation": "",
         "labels": LABEL_TABLE,
         "min_count": MIN_COUNT,
-        "width": 512,
-        "max_tokens": MAX_TOKENS,
-        "beams": 3,
-        "min_words": 0,
-        "length_penalty": 0.0,
-        "block_trigrams": False,
-        "label_loss": 0.1,
-        "ranking_loss": 0.1,
-        "text_memory": 0.0,
         "meteor": "auto",
+        **TASK_KEYS,
     },
     named_configs={
         "phantom": {"roi": [64, 64, 64], "freeze": "encoder", "cache": "memory", "max_epoch": 30, "batch_size": 16},
