@@ -241,7 +241,7 @@ class SwinEncoder(VisionEncoder):
         self.proj_dims = (int(proj_hidden_dim), int(proj_out_dim)) if proj_out_dim else ()
         self.out_channels = int(proj_out_dim) or self.stage_channels[-1]
         _hide_index_buffers(self)
-        self.register_load_state_dict_pre_hook(_drop_index_entries)
+        self._drop_indices = self.register_load_state_dict_pre_hook(_drop_index_entries)
 
     def _build_stages(self, patch_merging: str, use_checkpoint: bool, drop_path_rate: float) -> None:
         blocks = sum(self.depths)
@@ -281,6 +281,12 @@ class SwinEncoder(VisionEncoder):
         """Encode to tokens ``[B, N, E]``: the normalised last map in D-major order, projected where a head exists."""
         tok_BNE = map_to_tokens(channel_norm(self.forward_features(vol_B1DHW, normalize=False)[-1]))
         return tok_BNE if self.proj_head is None else self.proj_head(tok_BNE)
+
+    def keep_index_entries(self) -> None:
+        """Store the constant relative position indices as MONAI does, so that state dicts have the same entries."""
+        self._drop_indices.remove()
+        for module in self.modules():
+            module._non_persistent_buffers_set.discard("relative_position_index")
 
     def metadata(self) -> dict[str, Any]:
         """Architecture in plain types; enough to rebuild the encoder."""
