@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from benchmarks.harness import memory_gib
 from mg3d.models.vision_encoders import create_vision_encoder
 
-TIMED_CALLS = 2
+WARM_UP_CALLS = 3
+TIMED_CALLS = 3
 
 
 def build(encoder: str, seed: int = 0) -> nn.Module:
@@ -48,8 +49,9 @@ def build(encoder: str, seed: int = 0) -> nn.Module:
 
 
 def seconds(call: Callable[[], object], calls: int = TIMED_CALLS) -> float:
-    """Fastest of some calls after one that warms up."""
-    call()
+    """Fastest of some calls, after as many that get the process its memory."""
+    for _ in range(WARM_UP_CALLS):
+        call()
     found = []
     for _ in range(calls):
         started = time.perf_counter()

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mg3d.models.vision_encoders.base import VisionEncoder, channel_norm, check_volume, map_to_tokens
+from mg3d.models.vision_encoders.fused_mlp import can_fuse, norm_mlp
 from mg3d.models.vision_encoders.window_attention import GridWindowAttention
 
 MERGING_OFFSETS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -99,6 +100,12 @@ class SwinBlock(SwinTransformerBlock):
         """Normalise and attend; ``x`` is ``[B, D, H, W, C]``, the mask of MONAI's signature is not needed."""
         window, shift = get_window_size(x.shape[1:4], self.window_size, self.shift_size)
         return self.attn(self.norm1(x), window, shift)
+
+    def forward_part2(self, x: Tensor) -> Tensor:
+        """Normalise and pass through the MLP, ``[B, D, H, W, C]``."""
+        if can_fuse(self.norm2, self.mlp, x):
+            return self.drop_path(norm_mlp(self.norm2, self.mlp, x))
+        return super().forward_part2(x)
 
 
 class SwinStage(nn.Module):

@@ -1,34 +1,31 @@
 """Window attention on the unpadded grid, a few attention maps at a time.
 
 At the published size one block of the first stage has 2,100 maps of 343 x 343: about 1 GB, of which automatic
-differentiation keeps several copies. Here each core works on two maps at a time, which stay in its cache, and the
-backward pass computes them again from the same numbers; windows are cut to the positions that exist
-(:mod:`mg3d.models.vision_encoders.windows`).
+differentiation keeps several copies. Here the grid is put into the order of its windows once, each core works on a few
+maps at a time, which stay in its cache, and the backward pass computes them again from the same numbers; windows are
+cut to the positions that exist (:mod:`mg3d.models.vision_encoders.windows`).
 
-Shape suffixes: B batch, D/H/W grid axes, M windows, P positions of one window, K keys (P, or P + 1 with the padding),
-A heads, d channels of one head, C = A * d.
+Shape suffixes: B batch, D/H/W grid axes, N rows in window order (all positions of all samples), M windows, P positions
+of one window, K keys (P, or P + 1 with the padding), A heads, d channels of one head, C = A * d.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from math import prod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mg3d.models.vision_encoders.windows import WindowGroup, window_groups
+from mg3d.models.vision_encoders.windows import WindowGroup, window_groups, window_order
 from mg3d.models.vision_encoders.worker_threads import run_shares, share_out
 
 CUDA_MAP_BYTES = 2**30
 """Attention maps worked on at a time on a GPU: few kernel launches."""
-CPU_MAP_BYTES = 2**20
-"""The same for each core of a CPU: about its own cache."""
-CPU_GATHER_BYTES = 2**23
-"""Queries, keys and values copied out of the grid at a time on a CPU, where one layer of windows is smaller."""
+CPU_MAP_BYTES = 2**21
+"""The same for each core of a CPU: a few maps, near its own cache."""
 
 
 class GridWindowAttention(WindowAttention):
@@ -48,15 +45,17 @@ class GridWindowAttention(WindowAttention):
             ``[B, D, H, W, C]``.
         """
         b, d, h, w, channels = grid_BDHWC.shape
-        qkv = self.qkv(grid_BDHWC).view(b, d, h, w, 3, self.num_heads, channels // self.num_heads)
+        order, back = window_order((b, d, h, w), window, shift, grid_BDHWC.device)
+        rows_NC = _Reorder.apply(grid_BDHWC.reshape(-1, channels), order, back)
+        qkv = self.qkv(rows_NC).view(-1, 3, self.num_heads, channels // self.num_heads)
         positions = window[0] * window[1] * window[2]
         # for clamped windows the published code reads the top-left block of the index of the full window
         index = self.get_buffer("relative_position_index")[:positions, :positions]
         bias_APP = self.relative_position_bias_table[index].permute(2, 0, 1).to(_map_dtype(qkv.dtype))
         groups = window_groups((d, h, w), window, shift)
         biases = [group.bias(bias_APP).contiguous() for group in groups]
-        attended = _Attention.apply(qkv, self._padding_key_value(qkv), groups, self.scale, *biases)
-        return self.proj(attended)
+        attended_NC = _Attention.apply(qkv, self._padding_key_value(qkv), groups, self.scale, *biases)
+        return _Reorder.apply(self.proj(attended_NC), back, order).view(grid_BDHWC.shape)
 
     def _padding_key_value(self, qkv: Tensor) -> Tensor:
         """Key and value ``[2, A, d]`` of a padded position: a zero vector through the projection."""
@@ -65,48 +64,61 @@ class GridWindowAttention(WindowAttention):
         return self.qkv.bias.view(3, *qkv.shape[-2:])[1:].to(qkv.dtype)
 
 
+class _Reorder(torch.autograd.Function):
+    """``rows[order]`` for a permutation; its gradient is a copy in the order back instead of a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_NC: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return rows_NC.index_select(0, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NC: Tensor) -> tuple[Tensor, None, None]:
+        return grad_NC.contiguous().index_select(0, ctx.back), None, None
+
+
 class _Attention(torch.autograd.Function):
     """softmax(scale * q k^T + bias) v per window; keeps only q, k, v and the result for the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, padding_2Ad: Tensor, groups: Sequence[WindowGroup], scale: float, *biases: Tensor
+        ctx: Any, qkv_N3Ad: Tensor, padding_2Ad: Tensor, groups: Sequence[WindowGroup], scale: float, *biases: Tensor
     ) -> Tensor:
-        result = qkv.new_empty(*qkv.shape[:4], *qkv.shape[5:])
+        result = torch.empty_like(qkv_N3Ad[:, 0])
 
-        def work(pieces: list[Piece]) -> None:
-            for index, place in pieces:
-                q, k, v = _operands(qkv, padding_2Ad, groups[index], place)
-                out = torch.empty_like(q)
-                for part, maps in _chunks(biases[index], q):
-                    attention = _attention(q[part], k[part], biases[index][part[0]], scale, maps)
-                    torch.bmm(attention.to(v.dtype), v[part].flatten(0, 1), out=out[part].flatten(0, 1))
-                _scatter(out, groups[index], result, place)
+        def work(pieces: list[_Piece]) -> None:
+            for piece in pieces:
+                plan = _plan(biases[piece.group], piece.windows)
+                q, k, v = (plan.cut(each) for each in _operands(piece, qkv_N3Ad, padding_2Ad))
+                targets = plan.cut(piece.block(result), flat=False)
+                for portion, q_, k_, v_, target in zip(plan.portions, q, k, v, targets, strict=True):
+                    attention = _attention(portion, q_, k_, scale)
+                    target.copy_(torch.bmm(attention.to(v_.dtype), v_).view(target.shape))
 
-        with torch.autocast(qkv.device.type, enabled=False):
-            run_shares(work, _pieces(qkv, groups))
-        ctx.save_for_backward(qkv, padding_2Ad, result, *biases)
+        with torch.autocast(qkv_N3Ad.device.type, enabled=False):
+            run_shares(work, _pieces(qkv_N3Ad, groups))
+        ctx.save_for_backward(qkv_N3Ad, padding_2Ad, result, *biases)
         ctx.groups, ctx.scale = groups, scale
-        return result.flatten(4)
+        return result.flatten(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BDHWC: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_NC: Tensor) -> tuple[Tensor | None, ...]:
         qkv, padding_2Ad, result, *biases = ctx.saved_tensors
         grad_qkv = torch.empty_like(qkv)
-        grad_result = grad_BDHWC.unflatten(4, qkv.shape[5:]).to(qkv.dtype)
-        # derivative of softmax: a * (da - sum(a * da)); the sum equals grad . result
-        inner_BDHWA1 = (grad_result * result).sum(-1, keepdim=True, dtype=biases[0].dtype)
+        grad_result = grad_NC.contiguous().view(result.shape).to(qkv.dtype)
 
-        def work(pieces: list[Piece]) -> tuple[Tensor, dict[int, Tensor]]:
+        def work(pieces: list[_Piece]) -> tuple[Tensor, dict[int, Tensor]]:
             grad_padding = torch.zeros_like(padding_2Ad, dtype=biases[0].dtype)
-            grad_biases = {index: torch.zeros_like(biases[index]) for index in {index for index, _ in pieces}}
-            for index, place in pieces:
-                group = ctx.groups[index]
-                operands = _operands(qkv, padding_2Ad, group, place)
-                grad, inner = _gather(grad_result, group, place), _gather(inner_BDHWA1, group, place)
-                grads = _backward_windows(operands, grad, inner, biases[index], grad_biases[index], ctx.scale)
-                _scatter_qkv(grads, group, grad_qkv, grad_padding, place)
+            grad_biases = {index: torch.zeros_like(biases[index]) for index in {piece.group for piece in pieces}}
+            for piece in pieces:
+                operands = _operands(piece, qkv, padding_2Ad)
+                of_result = piece.block(grad_result), piece.block(result)
+                grads = _gradient_room(piece, grad_qkv)
+                bias, grad_bias = biases[piece.group], grad_biases[piece.group]
+                _backward_windows(operands, of_result, grads, bias, grad_bias, ctx.scale)
+                _keep_padded(piece, grads, grad_qkv, grad_padding)
             return grad_padding, grad_biases
 
         with torch.autocast(qkv.device.type, enabled=False):
@@ -117,24 +129,42 @@ class _Attention(torch.autograd.Function):
         return grad_qkv, grad_padding, None, None, *grad_biases
 
 
+Blocks = tuple[Tensor, Tensor, Tensor]
+
+
 def _backward_windows(
-    qkv: tuple[Tensor, Tensor, Tensor], grad: Tensor, inner: Tensor, bias: Tensor, grad_bias: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v of some windows, each ``[A, M, ., d]``; those of the bias are added to ``grad_bias``."""
-    q, k, v = qkv
-    grad_q, grad_k, grad_v = (torch.empty_like(each) for each in qkv)
-    other = None
-    for part, maps in _chunks(bias, q):
-        attention = _attention(q[part], k[part], bias[part[0]], scale, maps)
-        other = torch.empty_like(maps) if other is None or len(other) < len(maps) else other
-        q_, k_, v_, grad_ = (each[part].flatten(0, 1) for each in (q, k, v, grad))
-        torch.bmm(attention.to(grad_.dtype).transpose(1, 2), grad_, out=grad_v[part].flatten(0, 1))
-        slope = _product(grad_, v_, other[: len(maps)]).sub_(inner[part].flatten(0, 1)).mul_(attention)
-        grad_bias[part[0]] += slope.unflatten(0, inner[part].shape[:2]).sum(1) if len(slope) > 1 else slope
-        slope = slope.to(q.dtype)
-        torch.bmm(slope, k_, out=grad_q[part].flatten(0, 1))
-        torch.bmm(slope.transpose(1, 2), q_, out=grad_k[part].flatten(0, 1))
-    return grad_q.mul_(scale), grad_k.mul_(scale), grad_v
+    qkv: Blocks, of_result: tuple[Tensor, Tensor], grads: Blocks, bias: Tensor, grad_bias: Tensor, scale: float
+) -> None:
+    """Write the gradients of q, k and v ``[M, ., A, d]`` of some windows; those of the bias are added to its own."""
+    grad_MPAd, result_MPAd = of_result
+    # derivative of softmax: a * (da - sum(a * da)); the sum equals grad . result
+    inner_MPA1 = (grad_MPAd * result_MPAd).sum(-1, keepdim=True, dtype=bias.dtype).neg_()
+    plan = _plan(bias, len(grad_MPAd))
+    maps = plan.portions[0].maps  # the largest
+    # memory of its own for every intermediate: what comes from the allocator is seldom in this core's cache
+    other, in_half, of_bias = (
+        torch.empty_like(maps),
+        maps.to(grad_MPAd.dtype),
+        bias.new_empty(plan.heads, *maps.shape[1:]),
+    )
+    rooms = [each.new_empty(len(maps), each.shape[1], each.shape[-1]) for each in qkv]
+    parts = [plan.cut(each) for each in (*qkv, grad_MPAd, inner_MPA1)]
+    targets = [plan.cut(each, flat=False) for each in grads]
+    for portion, q, k, v, grad, inner, to_q, to_k, to_v in zip(plan.portions, *parts, *targets, strict=True):
+        attention = _attention(portion, q, k, scale)
+        count = len(attention)
+        to_v.copy_(torch.bmm(_as(attention, in_half).mT, grad, out=rooms[2][:count]).view(to_v.shape))
+        slope = _sum_of_products(inner, grad, v, 1.0, other[:count]).mul_(attention)
+        by_head = slope.view(-1, portion.windows, *slope.shape[1:])
+        grad_bias[portion.heads].add_(torch.sum(by_head, 1, out=of_bias[: len(by_head)]))
+        slope = _as(slope, in_half)
+        torch.mul(torch.bmm(slope, k, out=rooms[0][:count]).view(to_q.shape), scale, out=to_q)
+        torch.mul(torch.bmm(slope.mT, q, out=rooms[1][:count]).view(to_k.shape), scale, out=to_k)
+
+
+def _as(maps: Tensor, room: Tensor) -> Tensor:
+    """``maps`` in the number type of ``room``, copied there where it is another one."""
+    return maps if maps.dtype == room.dtype else room[: len(maps)].copy_(maps)
 
 
 def _map_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -142,93 +172,138 @@ def _map_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _product(a_MPd: Tensor, b_MKd: Tensor, out_MPK: Tensor) -> Tensor:
-    """``a b^T`` written to ``out``."""
+def _sum_of_products(start: Tensor, a_MPd: Tensor, b_MKd: Tensor, scale: float, out_MPK: Tensor) -> Tensor:
+    """``start + scale * a b^T`` written to ``out``: memory that stays in the cache."""
     if a_MPd.dtype == out_MPK.dtype:
-        return torch.bmm(a_MPd, b_MKd.transpose(1, 2), out=out_MPK)
-    return out_MPK.copy_(torch.bmm(a_MPd, b_MKd.transpose(1, 2)))
+        return torch.baddbmm(start, a_MPd, b_MKd.mT, alpha=scale, out=out_MPK)
+    return torch.add(start, torch.bmm(a_MPd * scale, b_MKd.mT), out=out_MPK)
 
 
-def _attention(q_AMPd: Tensor, k_AMKd: Tensor, bias_APK: Tensor, scale: float, maps: Tensor) -> Tensor:
-    """Softmax weights ``[A * M, P, K]`` written to ``maps``: memory that stays in the cache."""
-    q, k = q_AMPd.flatten(0, 1), k_AMKd.flatten(0, 1).transpose(1, 2)
-    maps.unflatten(0, q_AMPd.shape[:2]).copy_(bias_APK[:, None])
-    if q.dtype == maps.dtype:
-        maps.baddbmm_(q, k, alpha=scale)
-    else:
-        maps.add_(torch.bmm(q * scale, k))
-    return torch.softmax(maps, dim=-1, out=maps)
+class _Portion(NamedTuple):
+    """Attention maps worked on at a time: some windows of one head, or all windows of several heads.
+
+    Attributes:
+        heads: which heads.
+        windows: number of windows of each.
+        bias: ``[P, K]`` of the one head, or ``[A, 1, P, K]``.
+        maps: room for the maps, ``[A * M, P, K]``.
+    """
+
+    heads: slice
+    windows: int
+    bias: Tensor
+    maps: Tensor
 
 
-Part = tuple[slice, slice]
+class _Plan(NamedTuple):
+    """How the maps of some windows are worked through.
+
+    Everything that the loop over the portions needs is cut out before it, with few operations: each small tensor
+    operation in the loop would make the threads wait for each other.
+
+    Attributes:
+        portions: in the order of the loop.
+        heads: at a time.
+        windows: at a time.
+    """
+
+    portions: list[_Portion]
+    heads: int
+    windows: int
+
+    def cut(self, block_MPAd: Tensor, flat: bool = True) -> list[Tensor]:
+        """Parts of the portions: ``[A * M, P, d]``, or views ``[A, M, P, d]`` to write to where not ``flat``."""
+        if self.heads == 1:
+            return [part for head in block_MPAd.unbind(2) for part in head.split(self.windows)]
+        parts = block_MPAd.permute(2, 0, 1, 3).split(self.heads)
+        return [part.flatten(0, 1) for part in parts] if flat else list(parts)
 
 
-def _chunks(bias_APK: Tensor, q_AMPd: Tensor) -> Iterator[tuple[Part, Tensor]]:
-    """Heads and windows, in portions whose maps fit the cache, and room ``[A * M, P, K]`` for them."""
-    heads, windows = q_AMPd.shape[:2]
-    on_cpu = bias_APK.device.type == "cpu"
-    fitting = max(1, (CPU_MAP_BYTES if on_cpu else CUDA_MAP_BYTES) // (bias_APK[0].numel() * bias_APK.element_size()))
-    # several heads only with all windows: their parts of the operands are then contiguous
-    head_step, step = (min(heads, fitting // windows), windows) if fitting >= windows else (1, fitting)
-    room = bias_APK.new_empty(head_step * step, *bias_APK.shape[1:])
-    for head in range(0, heads, head_step):
-        for start in range(0, windows, step):
-            part = slice(head, min(head + head_step, heads)), slice(start, min(start + step, windows))
-            yield part, room[: (part[0].stop - head) * (part[1].stop - start)]
+def _plan(bias_APK: Tensor, windows: int) -> _Plan:
+    """Portions whose maps fit the cache; one head at a time unless several fit with all their windows."""
+    heads = len(bias_APK)
+    room_bytes = CPU_MAP_BYTES if bias_APK.device.type == "cpu" else CUDA_MAP_BYTES
+    fitting = max(1, room_bytes // (bias_APK[0].numel() * bias_APK.element_size()))
+    heads_step, step = min(heads, max(1, fitting // windows)), min(windows, fitting)
+    room = bias_APK.new_empty(heads_step * step, *bias_APK.shape[1:])
+    portions = []
+    for start in range(0, heads, heads_step):
+        part = slice(start, min(start + heads_step, heads))
+        bias = bias_APK[start] if heads_step == 1 else bias_APK[part, None]
+        for first in range(0, windows, step):
+            count = min(step, windows - first)
+            portions.append(_Portion(part, count, bias, room[: (part.stop - part.start) * count]))
+    return _Plan(portions, heads_step, step)
 
 
-Place = tuple[slice, slice]
-Piece = tuple[int, Place]
+def _attention(portion: _Portion, q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Softmax weights ``[A * M, P, K]`` written to the room of the portion."""
+    maps, start = portion.maps, portion.bias
+    if start.ndim == 4:
+        maps.view(len(start), -1, *maps.shape[1:]).copy_(start)
+        start = maps
+    return torch.softmax(_sum_of_products(start, q, k, scale, maps), dim=-1, out=maps)
 
 
-def _pieces(qkv: Tensor, groups: Sequence[WindowGroup]) -> list[list[Piece]]:
-    """Window groups and their places, shared out to the threads of a CPU."""
-    threads = torch.get_num_threads() if qkv.device.type == "cpu" else 1
-    pieces, costs = [], []
+class _Piece(NamedTuple):
+    """Some windows of one group: a block of consecutive rows.
+
+    Attributes:
+        group: index of the group.
+        rows: of the block.
+        windows: M of the block.
+        padded: whether the windows see padded positions, as one more key.
+    """
+
+    group: int
+    rows: slice
+    windows: int
+    padded: bool
+
+    def block(self, rows_N: Tensor) -> Tensor:
+        """View of the block as ``[M, P, ...]``."""
+        return rows_N[self.rows].unflatten(0, (self.windows, -1))
+
+
+def _pieces(qkv_N3Ad: Tensor, groups: Sequence[WindowGroup]) -> list[list[_Piece]]:
+    """The windows of all groups, shared out to the threads of a CPU."""
+    threads = torch.get_num_threads() if qkv_N3Ad.device.type == "cpu" else 1
+    samples = len(qkv_N3Ad) // sum(group.rows for group in groups)
+    pieces, costs, first = [], [], 0
     for index, group in enumerate(groups):
-        places = _places(qkv, group, whole_bytes=CPU_GATHER_BYTES if threads == 1 else CPU_GATHER_BYTES // 16)
-        cost = len(qkv) * prod(run.count for run in group.runs) * len(group.positions) ** 2 / len(places)
-        pieces += [(index, place) for place in places]
-        costs += [cost] * len(places)
+        positions, windows = len(group.positions), samples * group.rows // len(group.positions)
+        edges = [windows * part // threads for part in range(threads + 1)]
+        for start, stop in zip(edges, edges[1:], strict=False):
+            if stop > start:
+                rows = slice(first + start * positions, first + stop * positions)
+                pieces.append(_Piece(index, rows, stop - start, bool(group.padding)))
+                costs.append(float(stop - start) * positions**2)
+        first += samples * group.rows
     return share_out(pieces, costs, threads)
 
 
-def _places(qkv: Tensor, group: WindowGroup, whole_bytes: int) -> list[Place]:
-    """Samples and layers of windows whose operands are gathered at a time; all of them when they are few."""
-    samples, layers = len(qkv), group.runs[0].count
-    layer_bytes = group.windows(qkv)[0, 0].numel() * qkv.element_size()
-    if qkv.device.type != "cpu" or samples * layers * layer_bytes <= whole_bytes:
-        return [(slice(None), slice(None))]
-    return [(slice(b, b + 1), slice(n, n + 1)) for b in range(samples) for n in range(layers)]
-
-
-def _operands(qkv: Tensor, padding_2Ad: Tensor, group: WindowGroup, place: Place) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries ``[A, M, P, d]``, keys and values ``[A, M, K, d]`` of the windows at a place."""
-    q, k, v = (_gather(qkv[..., which, :, :], group, place) for which in range(3))
-    if not group.padding:
+def _operands(piece: _Piece, qkv_N3Ad: Tensor, padding_2Ad: Tensor) -> Blocks:
+    """Queries ``[M, P, A, d]``, keys and values ``[M, K, A, d]`` of a piece."""
+    q, k, v = piece.block(qkv_N3Ad).unbind(2)
+    if not piece.padded:
         return q, k, v
-    extra_k, extra_v = (each[:, None, None].expand(-1, k.shape[1], 1, -1) for each in padding_2Ad)
-    return q, torch.cat([k, extra_k], dim=2), torch.cat([v, extra_v], dim=2)
+    extra_k, extra_v = (each.expand(len(q), 1, -1, -1) for each in padding_2Ad)
+    return q, torch.cat([k, extra_k], dim=1), torch.cat([v, extra_v], dim=1)
 
 
-def _gather(grid_BDHWAd: Tensor, group: WindowGroup, place: Place) -> Tensor:
-    """Windows at a place as contiguous ``[A, M, P, d]``."""
-    view = group.windows(grid_BDHWAd)[place]
-    heads, width = view.shape[-2:]
-    return view.movedim(-2, 0).reshape(heads, -1, len(group.positions), width).contiguous()
+def _gradient_room(piece: _Piece, grad_qkv: Tensor) -> Blocks:
+    """Where the gradients of q, k and v of a piece go: their place, or with padding new memory for k and v."""
+    grad_q, grad_k, grad_v = piece.block(grad_qkv).unbind(2)
+    if not piece.padded:
+        return grad_q, grad_k, grad_v
+    shape = len(grad_k), grad_k.shape[1] + 1, *grad_k.shape[2:]
+    return grad_q, grad_k.new_empty(shape), grad_v.new_empty(shape)
 
 
-def _scatter(part_AMPd: Tensor, group: WindowGroup, grid_BDHWAd: Tensor, place: Place) -> None:
-    """Write windows back to their place; the inverse of :func:`_gather`."""
-    view = group.windows(grid_BDHWAd)[place].movedim(-2, 0)
-    view.copy_(part_AMPd.view(view.shape))
-
-
-def _scatter_qkv(
-    grads: tuple[Tensor, Tensor, Tensor], group: WindowGroup, grad_qkv: Tensor, grad_padding: Tensor, place: Place
-) -> None:
-    count = len(group.positions)
-    for which, grad in enumerate(grads):
-        _scatter(grad[:, :, :count].contiguous(), group, grad_qkv[..., which, :, :], place)
-        if which and group.padding:
-            grad_padding[which - 1] += grad[:, :, count].sum(1, dtype=grad_padding.dtype)
+def _keep_padded(piece: _Piece, grads: Blocks, grad_qkv: Tensor, grad_padding: Tensor) -> None:
+    """Bring gradients from new memory to their place; the last key's belong to the padding."""
+    if not piece.padded:
+        return
+    for which, (place, grad) in enumerate(zip(piece.block(grad_qkv).unbind(2)[1:], grads[1:], strict=True)):
+        place.copy_(grad[:, :-1])
+        grad_padding[which] += grad[:, -1].sum(0, dtype=grad_padding.dtype)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -54,16 +55,16 @@ class WindowGroup:
     padding: tuple[int, ...]
 
     @property
-    def lengths(self) -> tuple[int, int, int]:
-        """Positions of a segment along D, H and W."""
-        return self.runs[0].length, self.runs[1].length, self.runs[2].length
+    def rows(self) -> int:
+        """Positions of all windows of the group in one sample."""
+        return prod(run.length * run.count for run in self.runs)
 
     def windows(self, grid_BDHW: Tensor) -> Tensor:
-        """View ``[B, D, H, W, ...]`` as ``[B, nD, nH, nW, P_D, P_H, P_W, ...]``; nothing is copied."""
+        """View ``[B, D, H, W]`` as ``[B, nD, nH, nW, P_D, P_H, P_W]``; nothing is copied."""
         for axis, run in zip((1, 3, 5), self.runs, strict=True):
             part = grid_BDHW.narrow(axis, run.start, run.length * run.count)
             grid_BDHW = part.unflatten(axis, (run.count, run.length))
-        # [B, nD, P_D, nH, P_H, nW, P_W, ...]
+        # [B, nD, P_D, nH, P_H, nW, P_W]
         return grid_BDHW.movedim((3, 5), (2, 3))
 
     def bias(self, full_APP: Tensor) -> Tensor:
@@ -118,6 +119,29 @@ def window_groups(
     """
     runs = [axis_runs(*sizes) for sizes in zip(grid, window, shift, strict=True)]
     return tuple(_group((d, h, w), window) for d, h, w in product(*runs))
+
+
+@lru_cache(maxsize=64)
+def window_order(
+    grid: tuple[int, int, int, int], window: tuple[int, int, int], shift: tuple[int, int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The order of grid positions in which those of one window, and the windows of one group, follow each other.
+
+    Args:
+        grid: samples and positions along D, H, W.
+        window: window edge per axis, not larger than the grid.
+        shift: cyclic shift per axis.
+        device: of the result.
+
+    Returns:
+        index of the position (flattened, W fastest) at each place of the order, and its inverse, both ``[B*D*H*W]``.
+    """
+    with torch.inference_mode(False):  # kept for later calls, of training too
+        index_BDHW = torch.arange(prod(grid)).view(grid)
+        groups = window_groups(grid[1:], window, shift)
+        order = torch.cat([group.windows(index_BDHW).flatten() for group in groups])
+        back = torch.empty_like(order).scatter_(0, order, index_BDHW.flatten())
+        return order.to(device), back.to(device)
 
 
 def _group(runs: tuple[Run, Run, Run], window: Sequence[int]) -> WindowGroup:
