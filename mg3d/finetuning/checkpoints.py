@@ -72,7 +72,7 @@ class BestCheckpoint(Checkpoint):
         if value is None or not math.isfinite(float(value)) or float(value) <= self.score:
             return
         self.score, self.step = float(value), trainer.global_step
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
 
 
 def checkpoint_of(place: str | Path) -> Path:

@@ -31,7 +31,7 @@ class Evaluation:
 
     Attributes:
         rows: rows of the selected state, as in ``per_case.csv``.
-        metrics: entries of ``metrics.json``; those of the last state as ``last/<figure>``.
+        metrics: entries of ``metrics.json``; those of the state after the last step as ``last/<figure>``.
         steps: optimizer step of every scored state.
         selected: which state ``rows`` belong to.
         notes: remarks on the figures.
@@ -80,7 +80,8 @@ def evaluate_checkpoints(
         trainer.test(module, datamodule=datamodule, verbose=False)
         entries, notes = score_rows(module.case_rows, task, cfg)
         found.steps[name] = step
-        found.metrics |= entries if selected else {f"last/{key}": entry for key, entry in entries.items()}
+        whole = {key: entry for key, entry in entries.items() if "/" not in key and "mean" in entry}
+        found.metrics |= entries if selected else {f"{name}/{key}": entry for key, entry in whole.items()}
         if selected:
             found.rows, found.selected, found.notes = list(module.case_rows), name, notes
     return found
@@ -120,7 +121,7 @@ def finish_report(
         "selected": found.selected,
         "steps": found.steps,
     }
-    metrics = {**about, **found.metrics}
+    metrics = {**about, **dict(sorted(found.metrics.items(), key=lambda item: item[0].count("/")))}
     if found.rows:
         write_rows(run_dir / "per_case.csv", found.rows)
         if benchmark.write_results is not None:

@@ -44,21 +44,21 @@ _NNUNET_WIDTHS = (1, 2, 4, 8, 10, 10)
 def build_encoder(cfg: FinetuneConfig) -> VisionEncoder:
     """Build the image encoder of a run, randomly initialised.
 
-    With ``weights`` and no ``feature_size`` the sizes are those that the file describes, or that its shapes tell; else
-    they are the registry's, scaled to ``feature_size``. ``patch_merging=auto`` is the order of the weights (legacy
-    for files that do not say), and fixed without weights.
+    With ``weights`` the sizes are those that the file describes, or that its shapes tell, also with ``scratch``; else
+    they are the registry's, scaled to ``feature_size``. ``patch_merging=auto`` is the order of the weights (legacy for
+    files that do not say), and fixed without weights.
 
     Args:
         cfg: reads ``encoder``, ``feature_size``, ``patch_merging``, ``gradient_checkpointing``, ``weights``.
 
     Raises:
-        ConfigError: the weights hold an encoder of another family, or sizes that cannot be built.
+        ConfigError: the weights hold an encoder of another family or width, or sizes that cannot be built.
         CheckpointError: unreadable weights.
     """
     described = _described(cfg) if cfg.weights else {}
     order = str(described.get("patch_merging") or "fixed") if cfg.patch_merging == "auto" else cfg.patch_merging
     try:
-        if described and not cfg.feature_size:
+        if described:
             described |= {"patch_merging": order, "gradient_checkpointing": cfg.gradient_checkpointing}
             return encoder_from_metadata(described)
         sizes = _sizes(cfg.encoder, cfg.feature_size) if cfg.feature_size else {}
@@ -81,6 +81,13 @@ def _described(cfg: FinetuneConfig) -> dict[str, Any]:
     name = str(found.get("name", cfg.encoder))
     if name.split("_")[0] != cfg.encoder.split("_")[0]:
         raise ConfigError(f"encoder={cfg.encoder}, but {cfg.weights} holds the encoder {name}", f"write encoder={name}")
+    widths = (found.get("embed_dim"), found.get("base_width"), (found.get("features_per_stage") or [None])[0])
+    width = next((each for each in widths if each), None)
+    if cfg.feature_size and width and cfg.feature_size != width:
+        raise ConfigError(
+            f"feature_size={cfg.feature_size}, but the encoder in {cfg.weights} has {width}",
+            "write feature_size=0, the size follows from the weights",
+        )
     if "embed_dim" in found:
         found["patch_merging"] = own.metadata.get("patch_merging") or "legacy"
     return found

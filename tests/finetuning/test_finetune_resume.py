@@ -1,0 +1,139 @@
+"""A run that was killed goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_benchmark import BALLS, OUTLINES
+
+from mg3d.errors import CheckpointError, MG3DError
+from mg3d.finetuning.benchmark import Benchmark
+from mg3d.finetuning.config import resolve_finetune_config
+from mg3d.finetuning.run import run
+from mg3d.training.callbacks import StepMonitor
+from mg3d.training.checkpoint_io import load_file
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone."""
+
+
+def settings(root: Path, benchmark: Benchmark, **more: Any) -> dict[str, Any]:
+    """Keys of a run of a few steps on the CPU."""
+    keys = {
+        "phantom": True,
+        "data_root": str(root / benchmark.name),
+        "work_dir": str(root / f"{benchmark.name}_work"),
+        "encoder": "unet",
+        "feature_size": 2,
+        "max_epoch": 4,
+        "num_gpus": 0,
+        "log_every_n_steps": 1,
+        "bootstrap_rounds": 20,
+        "predict": False,
+        "roi": [32, 32, 32],
+    }
+    return keys | more
+
+
+def go(root: Path, log_dir: Path, benchmark: Benchmark = BALLS, **more: Any) -> dict[str, Any]:
+    """Run in this process."""
+    return run(resolve_finetune_config(settings(root, benchmark, log_dir=str(log_dir), **more), benchmark), benchmark)
+
+
+def die_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """End the process, so to speak, at the batch that follows an optimizer step."""
+    original = StepMonitor.on_train_batch_start
+
+    def start(self: StepMonitor, trainer: Any, *arguments: Any) -> None:
+        if trainer.global_step == step:
+            raise Killed
+        original(self, trainer, *arguments)
+
+    patch.setattr(StepMonitor, "on_train_batch_start", start)
+
+
+def result_of(folder: str | Path) -> dict[str, Any]:
+    """What a finished run left, without its places and times."""
+    place = Path(folder)
+    states = {name: load_file(place / "checkpoints" / f"{name}.ckpt") for name in ("best", "last")}
+    return {
+        "metrics": json.loads((place / "metrics.json").read_text(encoding="utf-8")),
+        "rows": (place / "per_case.csv").read_text(encoding="utf-8"),
+        **{name: state["state_dict"] for name, state in states.items()},
+        "optimizer": states["last"]["optimizer_states"][0]["state"],
+        "steps": {name: state["global_step"] for name, state in states.items()},
+    }
+
+
+def assert_same(one: Any, other: Any, place: str = "") -> None:
+    """Equal to the last bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_same(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    else:
+        assert one == other, place
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Data, and the result of four epochs in one go."""
+    root = tmp_path_factory.mktemp("resume")
+    return root, result_of(go(root, root / "whole")["run_dir"])
+
+
+@pytest.mark.parametrize(("killed_at", "every"), [(12, 0), (9, 1)], ids=["after two epochs", "inside an epoch"])
+def test_resumed_run_equals_one_in_one_go(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, every: int
+) -> None:
+    root, expected = whole
+    with monkeypatch.context() as patch:
+        die_after(killed_at, patch)
+        with pytest.raises(Killed):
+            go(root, tmp_path, checkpoint_every_n_steps=every)
+    versions = sorted(tmp_path.glob("balls-*/version_*"))
+    assert json.loads((versions[0] / "status.json").read_text(encoding="utf-8"))["state"] == "failed"
+    found = go(root, tmp_path, checkpoint_every_n_steps=every, resume="last")
+    assert Path(found["run_dir"]).name == "version_1"
+    assert_same(expected, result_of(found["run_dir"]))
+
+
+def test_the_best_checkpoint_resumes_too(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    root, expected = whole
+    first = next((root / "whole").glob("balls-*/version_0")) / "checkpoints" / "best.ckpt"
+    found = go(root, tmp_path, resume=str(first))
+    assert_same(expected, result_of(found["run_dir"]))
+
+
+def test_segmentation_killed_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = go(tmp_path, tmp_path / "whole", OUTLINES, max_epoch=2)
+    with monkeypatch.context() as patch:
+        die_after(4, patch)
+        with pytest.raises(Killed):
+            go(tmp_path, tmp_path / "cut", OUTLINES, max_epoch=2, checkpoint_every_n_steps=1)
+    found = go(tmp_path, tmp_path / "cut", OUTLINES, max_epoch=2, checkpoint_every_n_steps=1, resume="last")
+    assert_same(result_of(whole["run_dir"]), result_of(found["run_dir"]))
+
+
+def test_scoring_alone_repeats_the_figures(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    root, expected = whole
+    folder = next((root / "whole").glob("balls-*/version_0"))
+    found = go(root, tmp_path, resume=str(folder), stages=["evaluate"])
+    metrics = json.loads((Path(found["run_dir"]) / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics == expected["metrics"]
+    with pytest.raises(MG3DError, match="no trained model"):
+        go(root, tmp_path / "none", stages=["evaluate"])
+
+
+def test_another_model_is_refused(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    root, _ = whole
+    folder = next((root / "whole").glob("balls-*/version_0"))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        go(root, tmp_path, resume=str(folder), feature_size=4)
