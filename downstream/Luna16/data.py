@@ -78,20 +78,17 @@ def _cases(uid: str, image: Path, classes: Iterable[int]) -> list[Case]:
     ]
 
 
-def froc_figures(ids: list[str], probs: np.ndarray, targets: np.ndarray, *, root: str) -> dict[str, float]:
-    """Sensitivity at 1/8 to 8 false positives a scan, and the mean of these (CPM)."""
-    entries = score_candidates(Path(root), ids, probs[:, 0]).entries()
-    return {name: float("nan") if entry["mean"] is None else entry["mean"] for name, entry in entries.items()}
+def froc_entries(
+    ids: list[str], probs: np.ndarray, targets: np.ndarray, rounds: int, seed: int, *, root: str
+) -> dict[str, dict[str, Any]]:
+    """Sensitivity at 1/8 to 8 false positives a scan and the mean of these (CPM), with intervals over scans."""
+    return score_candidates(Path(root), ids, probs[:, 0], rounds, seed).entries()
 
 
 def write_results(cfg: FinetuneConfig, run_dir: Path, rows: list[dict[str, Any]]) -> None:
-    """``results_test.csv`` as published, and ``froc.csv`` with intervals over scans."""
+    """``results_test.csv`` as published."""
     listed = ((index, row["id"], row["target"], row["prob_nodule"]) for index, row in enumerate(rows))
     write_table(run_dir / "results_test.csv", ("Index", "name", "gts", "preds"), listed)
-    ids, scores = [row["id"] for row in rows], np.asarray([row["prob_nodule"] for row in rows])
-    entries = score_candidates(Path(cfg.data_root), ids, scores, cfg.bootstrap_rounds, cfg.seed).entries()
-    table = ((name, entry["mean"], *(entry["ci95"] or ("", ""))) for name, entry in entries.items())
-    write_table(run_dir / "froc.csv", ("figure", "value", "low", "high"), table)
 
 
 def check_data(cfg: FinetuneConfig) -> list[str]:
@@ -134,7 +131,7 @@ TASK = ClassificationTask(
 def task_for(cfg: FinetuneConfig) -> ClassificationTask:
     """Swin-L reads its projected tokens; the figures know where the tables are."""
     head = "mlp_linear" if cfg.encoder == "swin_l" else TASK.head
-    return replace(TASK, head=head, metrics=partial(froc_figures, root=cfg.data_root))
+    return replace(TASK, head=head, entries=partial(froc_entries, root=cfg.data_root))
 
 
 BENCHMARK = Benchmark(

@@ -13,7 +13,7 @@ from mg3d.datasets.fitting import centred_start, cut_block
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Benchmark, Case, ClassificationTask, Splits
 from mg3d.finetuning.scan_checks import problem, problem_of
-from mg3d.finetuning.scan_lists import cases_of_list, check_series, read_scan_list, scan_name
+from mg3d.finetuning.scan_lists import cases_of_list, check_series, read_scan_list, scan_name, vote_entries
 from mg3d.finetuning.splits import nested_splits, patient_kfold
 from prepare import CLASSES, LIST, arrays_folder, find_scans, prepare
 
@@ -96,17 +96,6 @@ def carve(train: Sequence[Case], seed: int, parts: int = 8) -> tuple[tuple[Case,
     return tuple(case for part in rest for case in part), chosen
 
 
-def patient_figures(ids: list[str], probs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Accuracy when the scans of a patient decide together, by mean probability and by majority."""
-    from mg3d.metrics.patients import patient_vote
-
-    patients, found = [name.partition("-")[0] for name in ids], {}
-    for how in ("mean", "majority"):
-        vote = patient_vote(probs, targets[:, 0], patients, how)
-        found[f"patient_accuracy_{how}"] = float((vote.probs.argmax(axis=1) == vote.targets).mean())
-    return found
-
-
 def check_data(cfg: FinetuneConfig) -> list[str]:
     """Every problem of the download; ``complete=False`` accepts fewer scans than the published tables name."""
     root, lines = Path(cfg.data_root), []
@@ -130,7 +119,7 @@ def write_phantom(root: Path, seed: int) -> None:
 
 
 TASK = ClassificationTask(
-    outputs=CLASSES, size_dhw=(32, 384, 384), load=load, augment=augment, head="norm_linear", metrics=patient_figures
+    outputs=CLASSES, size_dhw=(32, 384, 384), load=load, augment=augment, head="norm_linear", entries=vote_entries
 )
 
 

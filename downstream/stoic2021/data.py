@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,29 +65,26 @@ def splits(cfg: FinetuneConfig) -> Splits:
     if not cases:
         raise DataError("no prepared scan", "run the stage prepare, or --check-data", path=str(folder))
     absent = len(outcomes) - len(cases)
-    notes = [f"{absent} of {len(outcomes)} patients have no array (absent or unreadable)"] if absent else []
-    test = patient_kfold(cases, TEST_PARTS, cfg.extra["split_seed"])[0]
-    ids = {case.id for case in test}
-    folds = patient_kfold([case for case in cases if case.id not in ids], cfg.num_folds, cfg.extra["split_seed"])
-    train = tuple(case for number, fold in enumerate(folds) for case in fold if number != cfg.fold)
+    notes = [f"{absent} of {len(outcomes)} patients have no array (absent or unreadable)"] * bool(absent)
     if cfg.protocol == "reference":
-        notes.append(
-            "the published folds are not shipped (two of them validate on the training patients): ours are used"
-        )
-    return Splits(train, tuple(folds[cfg.fold]), tuple(test), tuple(notes))
+        notes.append("the published folds are not shipped: ours are used")
+    test, *rest = patient_kfold(cases, TEST_PARTS, cfg.extra["split_seed"])
+    folds = patient_kfold([case for part in rest for case in part], cfg.num_folds, cfg.extra["split_seed"])
+    train = tuple(case for number, fold in enumerate(folds) for case in fold if number != cfg.fold)
+    return Splits(train, folds[cfg.fold], test, tuple(notes))
 
 
-def figures(ids: list[str], probs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+def entries(ids: list[str], probs: np.ndarray, targets: np.ndarray, rounds: int, seed: int) -> dict[str, Any]:
     """Accuracy and AUROC of COVID-19 over all, and of severity among the COVID positive."""
-    from mg3d.metrics.patients import stoic_metrics
+    from mg3d.metrics.bootstrap import metric_entries
+    from mg3d.metrics.patients import weighted_stoic
 
-    return stoic_metrics(probs, targets)
+    return metric_entries(partial(weighted_stoic, probs, targets), ids, rounds, seed)
 
 
 def write_results(cfg: FinetuneConfig, run_dir: Path, rows: list[dict[str, Any]]) -> None:
     """``result.csv`` as the challenge wants it."""
-    table = ((row["id"], row["prob_COVID"], row["prob_Severe"]) for row in rows)
-    write_table(run_dir / "result.csv", COLUMNS, table)
+    write_table(run_dir / "result.csv", COLUMNS, ([row["id"], row["prob_COVID"], row["prob_Severe"]] for row in rows))
 
 
 def check_data(cfg: FinetuneConfig) -> list[str]:
@@ -122,7 +120,7 @@ TASK = ClassificationTask(
     load=load,
     augment=augment,
     head="norm_linear",
-    metrics=figures,
+    entries=entries,
     monitor="aucSevere",
 )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mg3d.datasets.tables import read_table
 from mg3d.errors import DataError
@@ -11,7 +14,7 @@ from mg3d.finetuning.benchmark import Case
 from mg3d.finetuning.scan_checks import problem, problem_of
 from mg3d.scans.slice_series import SliceSeries, read_slices
 
-__all__ = ["COLUMNS", "cases_of_list", "check_series", "read_scan_list", "scan_name"]
+__all__ = ["COLUMNS", "cases_of_list", "check_series", "read_scan_list", "scan_name", "vote_entries"]
 
 COLUMNS = ("zip_file", "target", "label", "patient_id", "scan_id", "n_slice")
 _AGAIN = "download the table again"
@@ -86,3 +89,30 @@ def _unreadable(scans: Iterable[SliceSeries]) -> list[str]:
         except DataError as error:
             lines.append(problem_of(error))
     return lines
+
+
+def vote_entries(
+    ids: Sequence[str], probs: np.ndarray, targets: np.ndarray, rounds: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Accuracy when the scans of a patient decide together, by mean probability and by majority.
+
+    Args:
+        ids: names from `scan_name`.
+        probs: [n, C].
+        targets: [n, 1] class index, the same for all scans of a patient.
+        rounds: bootstrap rounds over patients, 0 for no interval.
+        seed: seed of the bootstrap.
+    """
+    from mg3d.metrics.bootstrap import metric_entries
+    from mg3d.metrics.patients import patient_vote
+
+    entries = {}
+    for how in ("mean", "majority"):
+        vote = patient_vote(probs, targets[:, 0], [name.partition("-")[0] for name in ids], how)
+        right, name = (vote.probs.argmax(axis=1) == vote.targets).astype(np.float64), f"patient_accuracy_{how}"
+        entries |= metric_entries(_weighted_mean(name, right), vote.patients, rounds, seed)
+    return entries
+
+
+def _weighted_mean(name: str, values: np.ndarray) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    return lambda weights: {name: weights @ values / weights.sum(axis=1)}

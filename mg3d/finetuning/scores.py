@@ -121,6 +121,8 @@ def _classification(
         found = _nested(metric_entries(partial(_binary, probabilities, targets, task.outputs), patients, rounds, seed))
     if task.metrics is not None:
         found |= _own_metrics(task, ids, patients, probabilities, targets, rounds, seed)
+    if task.entries is not None:
+        found |= task.entries(list(ids), probabilities, targets, rounds, seed)
     return found
 
 

@@ -112,8 +112,10 @@ def series_to_array(series: SliceSeries, depth: int, size: int, rule: str = "lin
         uint8 [depth, size, size], in the order of the slices.
 
     Raises:
-        DataError: a slice cannot be read.
+        DataError: a slice cannot be read, or there is no such rule.
     """
+    if rule not in DEPTH_RULES:
+        raise DataError(f"depth rule {rule!r} is unknown", f"choose {' or '.join(DEPTH_RULES)}")
     count = len(series.slices)
     lower, upper, share = linear_taps(count, depth)
     if rule == "index":

@@ -232,8 +232,12 @@ def test_the_flip_is_left_to_right_and_by_depth_only_in_reference(arrays: Finetu
 def test_patients_vote(arrays: FinetuneConfig) -> None:
     names = ["p1-s1", "p1-s2", "p1-s3", "p2-s4"]
     probs = np.asarray([[0.1, 0.8, 0.1], [0.5, 0.3, 0.2], [0.5, 0.4, 0.1], [0.2, 0.1, 0.7]])
-    found = BENCHMARK.task.metrics(names, probs, np.asarray([[1], [1], [1], [2]]))
-    assert found == {"patient_accuracy_mean": 1.0, "patient_accuracy_majority": 0.5}
+    found = BENCHMARK.task.entries(names, probs, np.asarray([[1], [1], [1], [2]]), 40, 0)
+    assert {name: entry["mean"] for name, entry in found.items()} == {
+        "patient_accuracy_mean": 1.0,
+        "patient_accuracy_majority": 0.5,
+    }
+    assert found["patient_accuracy_majority"]["ci95"] == [0.0, 1.0]
 
 
 def test_figures_of_a_fixed_confusion() -> None:

@@ -222,13 +222,17 @@ def test_result_tables(cfg: FinetuneConfig, tmp_path: Path) -> None:
         table = list(csv.DictReader(file))
     assert tuple(table[0]) == ("Index", "name", "gts", "preds") and len(table) == len(test)
     assert [row["Index"] for row in table] == [str(k) for k in range(len(test))]
-    figures = {row["figure"]: float(row["value"]) for row in read_table(tmp_path / "froc.csv", ("figure", "value"))}
-    assert set(figures) == {"cpm", *(f"froc@{rate:g}" for rate in (0.125, 0.25, 0.5, 1, 2, 4, 8))}
-    assert set(figures.values()) == {1.0}  # every nodule before every decoy
-    ids, truth = [row["id"] for row in rows], np.asarray([[row["target"]] for row in rows])
-    metrics = BENCHMARK.resolve_task(cfg).metrics
-    assert metrics(ids, truth.astype(float), truth)["cpm"] == 1.0
-    assert metrics(ids, 1.0 - truth, truth)["froc@0.125"] == 0.0
+
+
+def test_free_response_roc_of_the_test_scans(cfg: FinetuneConfig) -> None:
+    parts = BENCHMARK.splits(cfg)
+    test = [*parts.train, *parts.test]
+    ids, truth = [case.id for case in test], np.asarray([case.targets for case in test])
+    entries = BENCHMARK.resolve_task(cfg).entries
+    perfect = entries(ids, truth, truth, 50, 0)
+    assert set(perfect) == {"cpm", *(f"froc@{rate:g}" for rate in (0.125, 0.25, 0.5, 1, 2, 4, 8))}
+    assert all(entry == {"mean": 1.0, "ci95": [1.0, 1.0], "n": 3} for entry in perfect.values())
+    assert entries(ids, 1.0 - truth, truth, 0, 0)["froc@0.125"] == {"mean": 0.0, "ci95": None, "n": 3}
 
 
 def test_auroc_of_constant_and_of_perfect_scores() -> None:

@@ -145,9 +145,9 @@ def test_severity_is_judged_among_the_positive() -> None:
     covid, severe = [1, 1, 1, 1, 0, 0, 1, 0], [1, 0, 1, 0, 0, 0, 0, 0]
     p_covid, p_severe = [0.9, 0.6, 0.4, 0.8, 0.3, 0.55, 0.7, 0.2], [0.8, 0.3, 0.45, 0.5, 0.1, 0.6, 0.2, 0.05]
     probs, targets = np.stack([p_covid, p_severe], axis=1), np.stack([covid, severe], axis=1)
-    found = BENCHMARK.task.metrics([str(k) for k in range(8)], probs, targets)
+    found = BENCHMARK.task.entries([str(k) for k in range(8)], probs, targets, 50, 0)
     wanted = {"accCOVID": 0.75, "aucCOVID": 0.933333, "accSevere": 0.6, "aucSevere": 0.833333}
-    assert {name: round(value, 6) for name, value in found.items()} == wanted
+    assert {name: round(entry["mean"], 6) for name, entry in found.items()} == wanted
     assert BENCHMARK.task.monitor in wanted
 
 
