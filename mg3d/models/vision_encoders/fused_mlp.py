@@ -10,6 +10,7 @@ Shape suffixes: N rows (all grid positions), C channels, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ def _shares(rows: int) -> list[list[slice]]:
     """Equal shares of consecutive rows, one per thread."""
     threads = max(1, min(torch.get_num_threads(), rows))
     edges = [rows * index // threads for index in range(threads + 1)]
-    return share_out([slice(*pair) for pair in zip(edges, edges[1:], strict=False)], [1.0] * threads, threads)
+    return share_out([slice(*pair) for pair in pairwise(edges)], [1.0] * threads, threads)
 
 
 def _portions(

@@ -12,6 +12,7 @@ of one window, K keys (P, or P + 1 with the padding), A heads, d channels of one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -273,7 +274,7 @@ def _pieces(qkv_N3Ad: Tensor, groups: Sequence[WindowGroup]) -> list[list[_Piece
     for index, group in enumerate(groups):
         positions, windows = len(group.positions), samples * group.rows // len(group.positions)
         edges = [windows * part // threads for part in range(threads + 1)]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             if stop > start:
                 rows = slice(first + start * positions, first + stop * positions)
                 pieces.append(_Piece(index, rows, stop - start, bool(group.padding)))
