@@ -192,6 +192,20 @@ def test_scores_do_not_depend_on_place_axes_or_empty_space() -> None:
         assert moved["a"] == pytest.approx(plain["a"])
 
 
+@pytest.mark.parametrize("definition", ["deepmind", "monai"])
+def test_the_way_to_the_nearest_element_does_not_change_distances(
+    definition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(5)
+    truth, pred = (rng.random((14, 12, 10)) > share for share in (0.97, 0.98))
+    found = []
+    for share in (0.0, 1e9):
+        monkeypatch.setattr("mg3d.metrics.surface.DENSE_SHARE", share)
+        found.append(surface_distances(truth, pred, (0.7, 1.3, 2.0), definition))
+    np.testing.assert_array_equal(found[0].truth_mm, found[1].truth_mm)
+    np.testing.assert_array_equal(found[0].pred_mm, found[1].pred_mm)
+
+
 def test_a_tolerance_of_one_voxel_includes_a_shift_of_one_voxel() -> None:
     truth = box((30, 10, 10), (17, 25), (2, 8), (2, 8)).astype(np.int16)
     for size in (0.7, 0.1, 0.3, 1.1):

@@ -139,9 +139,8 @@ def _read_elsewhere(path: Path) -> RawVolume:
     try:
         read = SimpleITK.ReadImage(str(path))
         affine = ras_affine(np.reshape(read.GetDirection(), (3, 3)), read.GetSpacing(), read.GetOrigin())
-    except (RuntimeError, ValueError):
-        problem = DataError(f"neither nibabel nor SimpleITK reads it ({reason})", "convert it", path=str(path))
-        raise problem from reason
+    except (RuntimeError, ValueError) as second:
+        raise DataError(f"neither nibabel nor SimpleITK reads it ({reason})", "convert it", path=str(path)) from second
     return _raw(SimpleITK.GetArrayFromImage(read).transpose(2, 1, 0), affine, read.GetSpacing())
 
 

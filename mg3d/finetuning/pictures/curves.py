@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +165,18 @@ def curves_png(metrics_jsonl: Path, path: Path) -> Path | None:
     losses = _series(records, "loss")
     validation = {key: _series(records, key) for key in _validation_keys(records)}
     rates = _learning_rates(records)
-    panels = [
-        (draw, content) for draw, content in ((_losses, losses), (_validations, validation), (_rates, rates)) if content
-    ]
+    panels: list[Callable[[Any], None]] = []
+    if losses:
+        panels.append(partial(_losses, losses=losses))
+    if validation:
+        panels.append(partial(_validations, validation=validation))
+    if rates:
+        panels.append(partial(_rates, rates=rates))
     if not panels:
         return None
     figure = new_figure(4.6 * len(panels), 3.6)
-    for axes, (draw, content) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        draw(axes, content)
+    for axes, draw in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        draw(axes)
         axes.set_xlabel("optimizer step")
         axes.grid(alpha=0.25)
     return save(figure, path)

@@ -238,10 +238,10 @@ def _contour(axes: Any, mask: np.ndarray, view: _View, shade: str, style: str) -
 
 
 def _letters(axes: Any, edges: str) -> None:
-    places = ((0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"))
-    places = (*places, (0.5, 0.01, "center", "bottom"))
+    sides = ((0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"))
+    places = (*sides, (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom"))
     for letter, (x, y, across, down) in zip(edges, places, strict=True):
-        axes.text(x, y, letter, transform=axes.transAxes, ha=across, va=down, color="white", fontsize=8, alpha=0.8)
+        _words(axes, x, y, letter, transform=axes.transAxes, ha=across, va=down, fontsize=8)
 
 
 def _bar(axes: Any, limits: tuple[float, float, float, float]) -> None:
@@ -249,7 +249,14 @@ def _bar(axes: Any, limits: tuple[float, float, float, float]) -> None:
     length = max((size for size in BAR_MM if size <= width / 3), default=BAR_MM[0])
     left, down = limits[0] + 0.04 * width, limits[3] + 0.95 * height
     axes.plot([left, left + length], [down, down], color="white", linewidth=2, solid_capstyle="butt")
-    axes.text(left, down - 0.015 * height, f"{length} mm", color="white", fontsize=7, va="bottom")
+    _words(axes, left, down - 0.015 * height, f"{length} mm", fontsize=7, va="bottom")
+
+
+def _words(axes: Any, x: float, y: float, text: str, **style: Any) -> None:
+    """White with a dark rim: readable on air and on bone."""
+    from matplotlib.patheffects import withStroke
+
+    axes.text(x, y, text, color="white", path_effects=[withStroke(linewidth=2, foreground="black")], **style)
 
 
 def _legend(figure: Any, classes: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
