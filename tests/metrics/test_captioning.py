@@ -64,7 +64,7 @@ def test_the_recorded_files(shared_dir: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR is a Java program")
 def test_meteor_of_the_recorded_files(shared_dir: Path) -> None:
-    for references, hypotheses, expected in recorded_cases(shared_dir):
+    for references, hypotheses, expected in recorded_cases(shared_dir)[:2]:  # one start of the program takes ten seconds
         found = plain(references, hypotheses, meteor="java")
         assert found.values["meteor_java"] == pytest.approx(expected["METEOR"], abs=1e-6)
         assert len(found.per_case["meteor_java"]) == len(hypotheses)

@@ -76,6 +76,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--shuffle-share", type=float, default=0.0, metavar="P", help="reports with shuffled sentences (%(default)s)")
     add("--positive-weight", action="store_true", help="weigh findings by absent / present")
     add("--freeze-layers", type=int, default=0, metavar="N", help="lower layers kept as they are (%(default)s)")
+    add("--precision", choices=("32", "bf16"), default="32", help="of training (%(default)s)")
     add("--max-minutes", type=float, default=0.0, metavar="M", help="start no epoch after this time (0: no limit)")
     add("--seed", type=int, default=0, metavar="S", help="of weights, order and folds (%(default)s)")
     add("--bootstrap-rounds", type=int, default=1000, metavar="N", help="rounds of the intervals (%(default)s)")

@@ -44,6 +44,7 @@ class TrainingOptions:
         shuffle_share: chance that a training report's sentences are put in random order (published option: 0.5).
         positive_weight: weigh findings by absent / present reports of the training set.
         freeze_layers: lower transformer layers (and the embeddings) that stay as they are.
+        precision: 32, or ``bf16`` mixed precision in training.
         max_minutes: start no further epoch after this time; 0: no limit.
         seed: of weights, order and shuffling.
     """
@@ -57,6 +58,7 @@ class TrainingOptions:
     shuffle_share: float = 0.0
     positive_weight: bool = False
     freeze_layers: int = 0
+    precision: Literal["32", "bf16"] = "32"
     max_minutes: float = 0.0
     seed: int = 0
 
@@ -64,8 +66,11 @@ class TrainingOptions:
         sound = self.learning_rate > 0 and self.weight_decay >= 0 and self.batch_size >= 1 and self.max_epochs >= 0
         if not sound or self.patience < 1 or not 0 <= self.shuffle_share <= 1 or self.max_minutes < 0:
             raise ConfigError(f"unusable options: {asdict(self)}", "see --help for their ranges")
-        if self.schedule not in ("none", "plateau", "cosine"):
-            raise ConfigError(f"schedule={self.schedule!r}", "choose none, plateau or cosine")
+        if self.schedule not in ("none", "plateau", "cosine") or self.precision not in ("32", "bf16"):
+            raise ConfigError(
+                f"schedule={self.schedule!r}, precision={self.precision!r}",
+                "choose none, plateau or cosine, and 32 or bf16",
+            )
 
 
 def fit(
@@ -166,7 +171,8 @@ class _Loop:
 
     def _loss(self, texts: list[str], targets: np.ndarray) -> Tensor:
         device = self.positive_weight.device
-        logits = self.labeller.network(self.labeller.encode(texts).to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
+            logits = self.labeller.network(self.labeller.encode(texts).to(device)).float()
         truth = torch.from_numpy(targets).to(device, logits.dtype)
         return binary_cross_entropy_with_logits(logits, truth, pos_weight=self.positive_weight)
 

@@ -22,7 +22,10 @@ MIN_COUNT = 2
 MIN_SHARE = 0.02
 """Share of the training reports that a sentence without findings must occur in to be written into others."""
 _TOO_ALIKE = 0.5
-_RARER_WITH_FINDING = 0.6
+_CONTRADICTS = 0.25
+_ENOUGH = 4.0
+_SHORTEST_WORD = 4
+_COMMON = 3
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ def learn_templates(
 
     For each finding the sentence that goes with it most clearly (signed G statistic of sentence and label), counted at
     least twice; with a ``labeller`` only sentences that state this finding and no other. A finding without such a
-    sentence gets "<finding> is present.". Background sentences are the frequent ones that state nothing; each is
-    barred beside findings with which it is clearly rarer.
+    sentence gets "<finding> is present.". Background sentences are the frequent ones that state nothing. One is barred
+    beside a finding when it occurs less than a quarter as often with it (and was to be expected four times at least),
+    or when it is rarer with it and speaks of the same thing ("Heart size is normal." beside "Heart size increased.").
 
     Args:
         reports: sentences of n training reports.
@@ -95,7 +99,7 @@ def learn_templates(
     table = _SentenceTable(reports, truth)
     stated = table.stated(labeller)
     present = tuple(_present(table, stated, number, name) for number, name in enumerate(findings))
-    background = _background(table, stated)
+    background = _background(table, stated, _topics(findings, present))
     length = int(np.median([len(sentences) for sentences in reports]))
     return ReportTemplates(tuple(findings), present, background, max(1, length))
 
@@ -176,9 +180,10 @@ def _present(table: _SentenceTable, stated: np.ndarray | None, finding: int, nam
     return Template(table.texts[best], table.positions[best])
 
 
-def _background(table: _SentenceTable, stated: np.ndarray | None) -> tuple[Template, ...]:
+def _background(table: _SentenceTable, stated: np.ndarray | None, topics: Sequence[set[str]]) -> tuple[Template, ...]:
     shares = [table.shares(finding) for finding in range(table.truth.shape[1])]
     ratios = np.stack([with_finding / without for with_finding, without in shares])
+    expected = np.stack([without for _, without in shares]) * table.truth.sum(axis=0)[:, None]
     chosen: list[Template] = []
     words: list[set[str]] = []
     for number, key in enumerate(table.keys):
@@ -189,10 +194,22 @@ def _background(table: _SentenceTable, stated: np.ndarray | None) -> tuple[Templ
         own = set(key.split())
         if any(len(own & other) > _TOO_ALIKE * min(len(own), len(other)) for other in words):
             continue
-        barred = tuple(int(finding) for finding in np.flatnonzero(ratios[:, number] < _RARER_WITH_FINDING))
+        absent = (ratios[:, number] < _CONTRADICTS) & (expected[:, number] >= _ENOUGH)
+        same_thing = np.asarray([bool(own & topic) for topic in topics]) & (ratios[:, number] < 1)
+        barred = tuple(int(finding) for finding in np.flatnonzero(absent | same_thing))
         chosen.append(Template(table.texts[number], table.positions[number], barred))
         words.append(own)
     return tuple(chosen)
+
+
+def _topics(findings: Sequence[str], present: Sequence[Template]) -> list[set[str]]:
+    """Words that tell what each finding is about: of its name and sentence, but those that many share."""
+    words = [
+        {word for word in _key(f"{name} {template.text}").split() if len(word) >= _SHORTEST_WORD}
+        for name, template in zip(findings, present, strict=True)
+    ]
+    shared = Counter(word for own in words for word in own)
+    return [{word for word in own if shared[word] < _COMMON} for own in words]
 
 
 def _key(sentence: str) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ClassifierOptions", "ReportClassifier", "ReportLabeller", "parameter_groups"]
 
 Splitter = Callable[[str], list[str]]
-TOKENS_PER_CHUNK = 4096
+TOKENS_PER_CHUNK = 2048
 """Padded tokens that the encoder sees at once; sequences are sorted by length, so little of it is padding."""
 
 _OPTIONS, _WEIGHTS, _ENCODER = "classifier.json", "model.safetensors", "encoder"
