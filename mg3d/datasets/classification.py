@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -128,8 +128,9 @@ class ClassificationDataset(torch.utils.data.Dataset):
 
     def fingerprint(self) -> str:
         """Digest of what the evaluated images follow from: cases, files, load function and config."""
-        files = [[case.id, file_facts(case.image)] for case in self.cases]
-        return digest_of({**self._recipe, "axis_order": self.cfg.axis_order, "cases": files})
+        files = {str(case.image): file_facts(case.image) for case in self.cases}  # several cases may share a file
+        cases = [[case.id, str(case.image)] for case in self.cases]
+        return digest_of({**self._recipe, "axis_order": self.cfg.axis_order, "cases": cases, "files": files})
 
     def keep(self, row: int, array: np.ndarray) -> None:
         """Put an array that another process has read into the memory cache."""
@@ -155,13 +156,14 @@ class ClassificationDataset(torch.utils.data.Dataset):
         values = self.targets[row]
         return torch.tensor(int(values[0])) if self.task.kind == "multiclass" else torch.tensor(values)
 
-    def _candidates(self, row: int) -> list[int]:
+    def _candidates(self, row: int) -> Iterator[int]:
         """The row asked for, then in training its replacements of the same target, fixed by (seed, row)."""
-        if not self.train or self.cfg.on_bad_sample == "raise":
-            return [row]
-        alike = [other for other in range(len(self)) if other != row and self.targets[other] == self.targets[row]]
-        order = sample_generator(self.cfg.seed, 0, row, "replacement").permutation(len(alike))
-        return [row, *(alike[int(k)] for k in order[:MAX_REPLACEMENTS])]
+        yield row
+        if self.train:
+            same = self.targets[row]
+            alike = [other for other, target in enumerate(self.targets) if other != row and target == same]
+            order = sample_generator(self.cfg.seed, 0, row, "replacement").permutation(len(alike))
+            yield from (alike[int(k)] for k in order[:MAX_REPLACEMENTS])
 
 
 class ClassificationCollator:

@@ -55,7 +55,7 @@ def knn_probabilities(
         temperature: see `neighbour_weights`.
 
     Returns:
-        [m, K]; 0.5 for a binary output of which no training case is known.
+        [m, K] in [0, 1]; 0.5 for a binary output of which no training case is known.
     """
     train, test = _unit(train_features), _unit(test_features)
     parts = [train_targets[:, 0]] if num_classes else list(train_targets.T)
@@ -65,7 +65,7 @@ def knn_probabilities(
         known = np.isin(values, wanted if num_classes else (0, 1))
         votes = (values[known, None] == np.asarray(wanted)).astype(np.float64)
         columns.append(_vote(train[known], votes, test, neighbours, temperature))
-    return np.concatenate(columns, axis=1)
+    return np.clip(np.concatenate(columns, axis=1), 0.0, 1.0)
 
 
 def _vote(train: np.ndarray, votes: np.ndarray, test: np.ndarray, neighbours: int, temperature: float) -> np.ndarray:

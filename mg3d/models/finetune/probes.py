@@ -169,21 +169,22 @@ def encoder_digest(encoder: Any) -> str:
 
 @torch.no_grad()
 def _compute(module: Any, loader: Any, part: str) -> CaseFeatures:
-    was_training = module.training
+    modes = {part: part.training for part in module.modules()}
     module.eval()
     found: dict[str, Tensor] = {}
     for batch in tqdm(loader, total=len(loader), desc=f"features {part}", unit="batch", disable=rank() != 0):
         if len(batch["image"]):
             values = module.features(batch["image"].to(module.device)).float().cpu()
             found |= dict(zip(batch["id"], values, strict=True))
-    module.train(was_training)
-    parts: list[Any] = [found]
+    for each, training in modes.items():  # frozen parts stay in evaluation mode
+        each.training = training
+    shares: list[Any] = [found]
     if is_distributed():
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, found)
+        shares = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, found)
     together: dict[str, Tensor] = {}
-    for each in parts:
-        together |= each
+    for share in shares:
+        together |= share
     ids = tuple(sorted(together))
     values = torch.stack([together[case_id] for case_id in ids]).numpy() if ids else np.zeros((0, 0), np.float32)
     return CaseFeatures(ids, values)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted_cases import build, config, data, small_splits, task
+from planted_cases import SIZE, build, config, data, small_splits, task
 
 from mg3d.errors import DataError
 from mg3d.finetuning.benchmark import Splits
@@ -111,7 +111,7 @@ def test_features_are_computed_once_and_anew_when_weights_or_data_change(tmp_pat
         next(module.encoder.parameters()).add_(0.1)
     other = case_features(module, loaders, cfg, "val")
     assert not np.array_equal(other.values, first.values)
-    np.save(splits.val[0].image, np.zeros((32, 32, 32), np.uint8))
+    np.save(splits.val[0].image, np.zeros(SIZE, np.uint8))
     newer = case_features(module, loaders, cfg, "val")
     place = newer.ids.index(splits.val[0].id)
     assert not np.array_equal(newer.values[place], other.values[place])
