@@ -20,6 +20,7 @@ from tiny_job import make_job
 from torch import nn
 
 from mg3d.datasets.stored_geometry import published_geometry
+from mg3d import load_model
 from mg3d.errors import CheckpointError
 from mg3d.models.checkpoint import check_resumable, describe_weights, load_weights, write_sidecar
 from mg3d.models.export import export_folder, read_folder
@@ -97,8 +98,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "malicious_bare_pickle": (malicious_bare_pickle, "no weights file.*unsupported pickle|is refused|not a whole"),
     "empty_file": (lambda path: path.touch(), "0 bytes|empty file"),
     "empty_dict": (lambda path: torch.save({}, path), "holds no tensors|cannot be resumed"),
-    "directory": (folder, r"is a directory|no such file|has no config\.json"),
-    "absent": (lambda path: None, "does not exist|no such file|no folder"),
+    "directory": (folder, r"is a directory|no such file|has no config\.json|is no export folder"),
+    "absent": (lambda path: None, "does not exist|no such file|no folder|no weights at"),
     "python_file": (lambda path: path.write_text("import os\nos.mkdir('marker')\n"), "no weights file|not a whole"),
     "newer_format": (lambda path: torch.save(Model().checkpoint(format_version=2), path), "format version 2"),
     "half_precision": (
@@ -163,12 +164,17 @@ def by_folder(path: Path) -> None:
     read_folder(place)
 
 
+def by_load_model(path: Path) -> None:
+    load_model(path)
+
+
 DOORS: dict[str, Callable[[Path], None]] = {
     "load_weights": by_load_weights,
     "resume_from": by_resume,
     "convert_tool": by_convert_tool,
     "export_folder": by_export,
     "read_folder": by_folder,
+    "load_model": by_load_model,
 }
 
 
@@ -178,7 +184,7 @@ def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], door: str, 
     write, message = BAD[kind]
     path = tmp_path / "weights.ckpt"
     write(path)
-    if kind in CONVERTIBLE and door in ("convert_tool", "export_folder"):
+    if kind in CONVERTIBLE and door in ("convert_tool", "export_folder", "load_model"):
         DOORS[door](path)
         return
     with pytest.raises(CheckpointError) as caught:
