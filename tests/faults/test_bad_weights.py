@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from tiny_job import make_job
 from torch import nn
 
-from mg3d.datasets.stored_geometry import published_geometry
 from mg3d import load_model
+from mg3d.datasets.stored_geometry import published_geometry
 from mg3d.errors import CheckpointError
 from mg3d.models.checkpoint import check_resumable, describe_weights, load_weights, write_sidecar
 from mg3d.models.export import export_folder, read_folder
