@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from mg3d.finetuning.config import FinetuneConfig, finetune_defaults, finetune_k
 
 __all__ = ["compose_finetune_config", "run_benchmark"]
 
+_BOOLEAN = re.compile(r"(?<==)(true|false)$")
 CHECK_FLAG, CHECK_COMMAND = "--check-data", "check_data"
 SYNONYMS = {
     "lr": "learning_rate",
@@ -153,7 +155,8 @@ def compose_finetune_config(benchmark: Benchmark, words: Sequence[str]) -> Finet
         ConfigError: a word is unknown, or of the wrong type or range.
     """
     experiment = build_benchmark_experiment(benchmark)
-    request = parse_command_line(experiment, ["check", "with", *words], vocabulary(benchmark))
+    line = ["check", *(["with", *_read_words(words)] if words else [])]
+    request = parse_command_line(experiment, line, vocabulary(benchmark))
     config: FinetuneConfig = run_request(experiment, request)
     return config
 
@@ -189,9 +192,9 @@ def _train(benchmark: Benchmark, cfg: FinetuneConfig) -> dict[str, Any]:
     return result
 
 
-def _with_check_command(words: Sequence[str]) -> list[str]:
-    """``--check-data`` anywhere on the command line stands for the command ``check_data``."""
-    rest = [str(word) for word in words if word != CHECK_FLAG]
+def _read_words(words: Sequence[str]) -> list[str]:
+    """``--check-data`` anywhere on the command line stands for the command ``check_data``; true and false are typed."""
+    rest = [_BOOLEAN.sub(lambda match: match[0].capitalize(), str(word)) for word in words if word != CHECK_FLAG]
     if len(rest) == len(words):
         return rest
     settings = rest[1:] if rest[:1] == ["with"] else rest
@@ -213,7 +216,7 @@ def run_benchmark(benchmark: Benchmark, words: Sequence[str], name: str | None =
         benchmark = dataclasses.replace(benchmark, name=name)
     experiment = build_benchmark_experiment(benchmark)
     try:
-        request = parse_command_line(experiment, _with_check_command(words), vocabulary(benchmark))
+        request = parse_command_line(experiment, _read_words(words), vocabulary(benchmark))
         if request.help_text:
             print(request.help_text)
             return 0

@@ -31,6 +31,7 @@ def settings(root: Path, benchmark: Benchmark, **more: Any) -> dict[str, Any]:
         "encoder": "unet",
         "feature_size": 2,
         "max_epoch": 4,
+        "batch_size": 8,
         "num_gpus": 0,
         "log_every_n_steps": 1,
         "bootstrap_rounds": 20,
@@ -89,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return root, result_of(go(root, root / "whole")["run_dir"])
 
 
-@pytest.mark.parametrize(("killed_at", "every"), [(12, 0), (9, 1)], ids=["after two epochs", "inside an epoch"])
+@pytest.mark.parametrize(("killed_at", "every"), [(6, 0), (4, 1)], ids=["after two epochs", "inside an epoch"])
 def test_resumed_run_equals_one_in_one_go(
     whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, every: int
 ) -> None:
@@ -112,13 +113,15 @@ def test_the_best_checkpoint_resumes_too(whole: tuple[Path, dict[str, Any]], tmp
     assert_same(expected, result_of(found["run_dir"]))
 
 
+@pytest.mark.slow
 def test_segmentation_killed_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = go(tmp_path, tmp_path / "whole", OUTLINES, max_epoch=2)
+    keys: dict[str, Any] = {"batch_size": 1, "max_epoch": 2, "checkpoint_every_n_steps": 1}
+    whole = go(tmp_path, tmp_path / "whole", OUTLINES, **keys)
     with monkeypatch.context() as patch:
         die_after(4, patch)
         with pytest.raises(Killed):
-            go(tmp_path, tmp_path / "cut", OUTLINES, max_epoch=2, checkpoint_every_n_steps=1)
-    found = go(tmp_path, tmp_path / "cut", OUTLINES, max_epoch=2, checkpoint_every_n_steps=1, resume="last")
+            go(tmp_path, tmp_path / "cut", OUTLINES, **keys)
+    found = go(tmp_path, tmp_path / "cut", OUTLINES, **keys, resume="last")
     assert_same(result_of(whole["run_dir"]), result_of(found["run_dir"]))
 
 
