@@ -36,6 +36,8 @@ if str(ROOT) not in sys.path:
 from mg3d.errors import DataError, MG3DError  # noqa: E402 - the lines above make it importable
 from prepro.entry import Parser, exit_code_of  # noqa: E402
 
+MAX_PROBLEMS = 20
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
@@ -47,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tolerance-mm", nargs="+", type=_tolerance, default=[1.0, 2.0], metavar="MM", help="of nsd (1 2)")
     add("--labels", nargs="+", type=_label, metavar="N=NAME", help="classes to score; default: every label above 0")
     add("--out", type=Path, metavar="FILE.csv", help="write one row per case and class")
+    add("--subset", action="store_true", help="folders: leave out truths without a prediction instead of naming them")
     add("--json", action="store_true", help="print the JSON line alone, without the table")
     return parser
 
@@ -98,7 +101,7 @@ def _score_folders(options: argparse.Namespace, settings: Any) -> int:
 
     pairs, alone = match_folders(options.truth, options.pred)
     rows: list[dict[str, Any]] = []
-    problems = [f"{case}: no prediction" for case in alone]
+    problems = [] if options.subset else [f"{case}: no prediction" for case in alone]
     for case, (truth, pred) in pairs.items():
         try:
             rows += rows_of(case, score_pair(truth, pred, settings))
@@ -114,10 +117,13 @@ def _score_folders(options: argparse.Namespace, settings: Any) -> int:
     if not options.json:
         header = ["class", *next(iter(summary.values()))]
         cells = [[name, *map(_mean_text, row.values())] for name, row in summary.items()]
-        title = f"{len(pairs)} cases, {settings.definition} definition, distances in mm, mean [95 % interval] (n)"
+        scored = len({row["id"] for row in rows})
+        title = f"{scored} cases, {settings.definition} definition, distances in mm, mean [95 % interval] (n)"
         sys.stdout.write(f"{title}\n{table_text(header, cells)}\n")
     sys.stdout.write(json.dumps(summary) + "\n")
-    sys.stderr.writelines(f"not scored: {problem}\n" for problem in problems)
+    sys.stderr.writelines(f"not scored: {problem}\n" for problem in problems[:MAX_PROBLEMS])
+    if len(problems) > MAX_PROBLEMS:
+        sys.stderr.write(f"not scored: {len(problems) - MAX_PROBLEMS} more\n")
     return 1 if problems else 0
 
 

@@ -98,6 +98,8 @@ def test_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [(row["id"], row["class"]) for row in rows][:3] == [("case_0", "1"), ("case_0", "2"), ("case_1", "1")]
     assert float(rows[2]["dice"]) == pytest.approx(5 / 6)
     (tmp_path / "pred" / "case_1.nii").unlink()
+    subset = answer(capsys, main, tmp_path / "truth", tmp_path / "pred", "--subset")
+    assert subset["1"]["dice"]["n"] == 2 and "2 cases" in subset["printed"] and not subset["told"]
     save(tmp_path / "pred" / "case_2.nii", blob()[:-1])
     partly = answer(capsys, main, tmp_path / "truth", tmp_path / "pred", "--json", code=1)
     assert partly["1"]["dice"]["n"] == 1
