@@ -15,18 +15,20 @@ from mg3d.errors import ConfigError, MG3DError
 from mg3d.metrics.bootstrap import bootstrap_weights, interval
 from mg3d.metrics.captioning_meteor import meteor_java, meteor_nltk
 from mg3d.metrics.captioning_ngrams import bleu, bleu_statistics, cider, count_ngrams
-from mg3d.metrics.captioning_rouge import rouge_l
+from mg3d.metrics.captioning_rouge import rouge_f, rouge_l
 from mg3d.metrics.captioning_text import PRETOKENISED, TOKENISED, prepare
 
 __all__ = ["METRICS", "CaptionScores", "score_captions"]
 
 MeteorKind = Literal["auto", "java", "nltk", "none"]
 METEOR_KINDS: tuple[MeteorKind, ...] = ("auto", "java", "nltk", "none")
-METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "meteor_java", "meteor_nltk")
+_MEANS = ("rouge_l", "cider", "rouge1_f", "rouge2_f", "rougel_f")
+METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", *_MEANS, "meteor_java", "meteor_nltk")
 
 _PROTOCOL = {
     "bleu": "corpus BLEU, closest reference length, brevity penalty",
     "rouge_l": "mean over cases, longest common subsequence, beta 1.2",
+    "rouge_f": "rouge1_f, rouge2_f, rougel_f: F measures of rouge-score (letters and digits, stemmed), mean over cases",
     "cider": "CIDEr-D (coco-caption's CIDEr): n = 1..4, clipped, sigma 6, x 10, document frequency of these references",
     "meteor_java": "METEOR 1.5, Java program, English, normalised; corpus score from summed statistics",
     "meteor_nltk": "NLTK's METEOR, mean over cases; not comparable with the Java program",
@@ -100,7 +102,7 @@ def score_captions(
     counts = count_ngrams(wanted, found)
     statistics = bleu_statistics(counts)
     per_case = {f"bleu_{order + 1}": column for order, column in enumerate(bleu(statistics).T)}
-    per_case |= {"rouge_l": rouge_l(wanted, found), "cider": cider(counts)}
+    per_case |= {"rouge_l": rouge_l(wanted, found), "cider": cider(counts), **rouge_f(wanted, found)}
     values: dict[str, float | None] = dict.fromkeys(METRICS)
     values |= _corpus(statistics, per_case, np.ones((1, len(found))), lambda row: float(row[0]))
     intervals: dict[str, list[float] | None] = {}
@@ -118,7 +120,7 @@ def _corpus(
 ) -> dict[str, Any]:
     """Corpus values of every row of case weights [R, D], each metric's R values read by ``read``."""
     found = {f"bleu_{order + 1}": column for order, column in enumerate(bleu(weights @ statistics).T)}
-    found |= {name: weights @ per_case[name] / weights.sum(axis=1) for name in ("rouge_l", "cider")}
+    found |= {name: weights @ per_case[name] / weights.sum(axis=1) for name in _MEANS}
     return {name: read(values) for name, values in found.items()}
 
 

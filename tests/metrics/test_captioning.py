@@ -17,6 +17,7 @@ from mg3d.metrics.captioning_meteor import JAR_VARIABLE, meteor_java, meteor_nlt
 from mg3d.metrics.captioning_ngrams import cider, count_ngrams
 from mg3d.metrics.captioning_rouge import common_subsequence
 from mg3d.metrics.captioning_text import tokenise
+from mg3d.metrics.porter_stemmer import stem
 
 REFERENCES = (
     "the lungs are clear . no pleural effusion .",
@@ -61,10 +62,32 @@ def test_the_recorded_files(shared_dir: Path) -> None:
             assert found[name] == pytest.approx(expected[coco], abs=1e-6), coco
 
 
+def test_the_recorded_rouge_of_another_tool(shared_dir: Path) -> None:
+    folder = shared_dir / "data" / "expected"
+    content = json.loads((folder / "caption_metrics.json").read_text(encoding="utf-8"))
+    found = plain([pair["ref"] for pair in content["pairs"]], [pair["hyp"] for pair in content["pairs"]]).values
+    for name, other in {"rouge1_f": "rouge1", "rouge2_f": "rouge2", "rougel_f": "rougeL"}.items():
+        assert found[name] == pytest.approx(content["rouge_score_fmeasure"][other], abs=1e-6), name
+    assert found["rouge_l"] != pytest.approx(found["rougel_f"], abs=1e-2)
+
+
+def test_stems() -> None:
+    words = {
+        "effusions": "effus", "studies": "studi", "dies": "die", "dying": "die", "dilated": "dilat", "hopping": "hop",
+        "falling": "fall", "filing": "file", "agreed": "agre", "feed": "feed", "tied": "tie", "tried": "tri",
+        "opacity": "opac", "opacification": "opacif", "say": "say", "normally": "normal", "radiology": "radiolog",
+        "controlled": "control", "adjustment": "adjust", "adoption": "adopt", "rate": "rate", "cease": "ceas",
+        "carefully": "care", "generally": "gener", "news": "news", "as": "as", "probable": "probabl",
+    }  # fmt: skip
+    assert {word: stem(word) for word in words} == words
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR is a Java program")
 def test_meteor_of_the_recorded_files(shared_dir: Path) -> None:
-    for references, hypotheses, expected in recorded_cases(shared_dir)[:2]:  # one start of the program takes ten seconds
+    for references, hypotheses, expected in recorded_cases(shared_dir)[
+        :2
+    ]:  # one start of the program takes ten seconds
         found = plain(references, hypotheses, meteor="java")
         assert found.values["meteor_java"] == pytest.approx(expected["METEOR"], abs=1e-6)
         assert len(found.per_case["meteor_java"]) == len(hypotheses)
@@ -126,7 +149,7 @@ def test_empty_generations_score_zero_and_are_named() -> None:
     assert all(values[0] == pytest.approx(0.0, abs=1e-9) for values in found.per_case.values())
     assert "1 of 3 generations are empty" in found.notes[0]
     nothing = score_captions(REFERENCES, ["", " \n", ""], meteor="none")
-    assert [nothing.values[name] for name in METRICS[:6]] == pytest.approx([0.0] * 6, abs=1e-9)
+    assert [nothing.values[name] for name in METRICS[:9]] == pytest.approx([0.0] * 9, abs=1e-9)
 
 
 def test_one_document_has_no_cider_and_says_so() -> None:
@@ -158,7 +181,7 @@ def test_intervals_hold_the_value_and_follow_the_seed() -> None:
     references = [" ".join(rng.choice("abcdefg") for _ in range(20)) for _ in range(60)]
     hypotheses = [" ".join(word for word in text.split() if rng.random() < 0.8) for text in references]
     found = plain(references, hypotheses, rounds=200)
-    for name in METRICS[:6]:
+    for name in METRICS[:9]:
         low, high = found.intervals[name]
         assert low < found.values[name] < high
         assert found.entries()[name] == {"mean": found.values[name], "ci95": [low, high], "n": 60}
