@@ -115,15 +115,26 @@ def clinical_entries(
         seed: seed of the bootstrap.
 
     Returns:
-        metric -> mean, ci95, n (``ce_f1_macro`` with ``per_class``, ``crg`` with ``floor``); and notes.
+        metric -> mean, ci95, n (``ce_f1_macro`` with ``per_class``, ``crg`` with ``floor``, and
+        ``ce_f1_macro_present``, the mean over findings that occur in the references); and notes.
     """
     true, found = _pair(truth, predicted)
     weights = bootstrap_weights(list(groups or [str(case) for case in range(len(true))]), rounds, seed)
     point, drawn = _rounds(true, found, np.ones((1, len(true)))), _rounds(true, found, weights)
-    entries = {name: summary(point[name][0], drawn[name], len(true)) for name in point}
+    for scores, case_weights in ((point, np.ones((1, len(true)))), (drawn, weights)):
+        scores["ce_f1_macro_present"] = _macro_of_present(true, found, case_weights)
+    entries = {name: summary(scores[0], drawn[name], len(true)) for name, scores in point.items()}
     entries["crg"]["floor"] = CRG_FLOOR
     entries["ce_f1_macro"]["per_class"] = {row["label"]: row["f1"] for row in finding_table(truth, predicted, names)}
     return entries, _notes(true, names)
+
+
+def _macro_of_present(true: np.ndarray, found: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean F1 [R] over the findings that the references hold at all; NaN when they hold none."""
+    kept = true.any(axis=0)
+    if not kept.any():
+        return np.full(len(weights), np.nan)
+    return _prf(*_counts(true[:, kept], found[:, kept], weights))[2].mean(axis=1)
 
 
 def _notes(true: np.ndarray, names: Sequence[str]) -> list[str]:

@@ -71,6 +71,7 @@ def test_no_finding_anywhere_is_stated() -> None:
     entries, notes = clinical_entries(nothing, recorded()[1][:5], NAMES, rounds=20)
     assert entries["ce_f1_macro"]["mean"] == 0.0 and entries["crg"]["mean"] is None
     assert entries["crg"]["ci95"] is None and "undefined" in notes[0]
+    assert entries["ce_f1_macro_present"]["mean"] is None
     assert crg_score(np.ones((2, 3)), np.ones((2, 3))) is None
 
 
@@ -83,7 +84,8 @@ def test_entries_have_intervals_a_floor_and_name_absent_findings() -> None:
     plain = clinical_scores(truth, predicted)
     for name, entry in entries.items():
         assert entry["n"] == 120 and entry["ci95"][0] < entry["mean"] < entry["ci95"][1], name
-        assert name == "crg" or entry["mean"] == pytest.approx(plain[name])
+        assert name in ("crg", "ce_f1_macro_present") or entry["mean"] == pytest.approx(plain[name])
+    assert entries["ce_f1_macro_present"]["mean"] == pytest.approx(plain["ce_f1_macro"] * 14 / 13)
     assert entries["crg"]["floor"] == pytest.approx(1 / 3)
     assert list(entries["ce_f1_macro"]["per_class"]) == NAMES
     assert "finding 6" in notes[0] and "1 findings" in notes[0]
