@@ -146,7 +146,11 @@ def fill_memory(dataset: ClassificationDataset, num_workers: int, name: str) -> 
     """
     own = torch.Generator().manual_seed(0)  # a loader without one would move the global random state
     loader: Iterable[tuple[int, np.ndarray | None]] = DataLoader(
-        _Arrays(dataset), batch_size=None, num_workers=num_workers, generator=own, collate_fn=_unchanged
+        _Arrays(dataset),
+        batch_size=None,
+        num_workers=num_workers,
+        generator=own,
+        collate_fn=_unchanged,  # type: ignore[arg-type]  # without batches it gets single items
     )
     for row, array in tqdm(loader, total=len(dataset), desc=f"read {name}", unit="case"):
         if array is not None:

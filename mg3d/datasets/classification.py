@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mg3d import __version__
 from mg3d.datasets.array_cache import ArrayCache, digest_of, file_facts, function_facts
+from mg3d.datasets.fitting import centred_start, cut_block
 from mg3d.datasets.seeding import sample_generator
 from mg3d.datasets.volume_report import BadSample, SampleIndex
 from mg3d.errors import ConfigError, DataError, MG3DError
@@ -260,17 +261,12 @@ def check_target(case: Case, task: ClassificationTask) -> tuple[float, ...]:
 def fit_centre(array_DHW: np.ndarray, size_dhw: Sequence[int]) -> np.ndarray:
     """Cut out the centre, and fill up with 0 (air) on both sides, until the array has the wanted size.
 
-    An odd voxel too many is cut at the end; an odd voxel too few is added at the end.
+    An odd voxel too many is cut at the end; an odd voxel too few is added at the start.
     """
-    for axis, size in enumerate(size_dhw):
-        surplus = array_DHW.shape[axis] - size
-        if surplus > 0:
-            array_DHW = np.take(array_DHW, range(surplus // 2, surplus // 2 + size), axis=axis)
-        elif surplus < 0:
-            missing = [(0, 0)] * 3
-            missing[axis] = (-surplus // 2, -surplus - (-surplus // 2))
-            array_DHW = np.pad(array_DHW, missing)
-    return array_DHW
+    if array_DHW.shape == tuple(size_dhw):
+        return array_DHW
+    starts = [centred_start(length, size) for length, size in zip(array_DHW.shape, size_dhw, strict=True)]
+    return cut_block(array_DHW, starts, size_dhw, fill=0.0)
 
 
 def case_number(case_id: str) -> int:

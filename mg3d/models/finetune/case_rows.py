@@ -79,6 +79,6 @@ def gather_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def rows_of_batch(task: ClassificationTask, batch: Mapping[str, Any], probs_BK: torch.Tensor) -> list[dict[str, Any]]:
     """Rows of a batch of the classification data module."""
-    targets = batch["target"].reshape(len(probs_BK), -1).tolist()
+    targets = batch["target"].reshape(len(probs_BK), len(target_columns(task))).tolist()
     people = zip(batch["id"], batch["patient"], batch["tags"], targets, probs_BK.tolist(), strict=True)
     return [case_row(task, *values) for values in people]

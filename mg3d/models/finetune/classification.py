@@ -92,6 +92,7 @@ class ClassificationModule(pl.LightningModule):
             self.vision_encoder = encoder
             unet = encoder.name.startswith("unet")
             self.head = build_head(task.head, encoder.out_channels, len(task.outputs), unet=unet)
+        self.class_weights: Tensor | None
         self.register_buffer("class_weights", _class_weights(task), persistent=False)
         self.case_rows: list[dict[str, Any]] = []
         self.prediction_dir: Path | None = None
@@ -102,15 +103,15 @@ class ClassificationModule(pl.LightningModule):
     @property
     def encoder(self) -> VisionEncoder:
         """The image encoder, which receives pre-trained weights."""
-        return self.vision_encoder if self.segmenter is None else self.segmenter.vision_encoder
+        return self.vision_encoder if self.segmenter is None else self.segmenter.vision_encoder  # type: ignore[return-value]
 
     def forward(self, image_B1DHW: Tensor) -> Tensor:
         """Logits ``[B, K]`` of volumes in [0, 1]."""
-        if self.segmenter is None:
+        if self.head is not None:
             return self.head(pooled_features(self.encoder, image_B1DHW))
         if self.cfg.protocol == "reference":  # published: the volume twice, one after the other
             image_B1DHW = torch.cat((image_B1DHW, image_B1DHW), dim=2)
-        return self.segmenter(image_B1DHW).mean(dim=(2, 3, 4))
+        return self.segmenter(image_B1DHW).mean(dim=(2, 3, 4))  # type: ignore[misc]  # one of the two is there
 
     def features(self, image_B1DHW: Tensor) -> Tensor:
         """Frozen encoder features ``[B, F]`` for the probes."""

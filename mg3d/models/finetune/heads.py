@@ -99,7 +99,7 @@ def use_running_statistics(encoder: VisionEncoder, size_dhw: Sequence[int]) -> N
     if isinstance(encoder, UNetEncoder):
         for part in encoder.modules():
             if isinstance(part, AlwaysBatchNorm3d):
-                part.__class__ = nn.BatchNorm3d  # the same parameters and buffers
+                part.__class__ = nn.BatchNorm3d  # type: ignore[assignment]  # the same parameters and buffers
     if isinstance(encoder, SwinEncoder) and encoder.proj_head is not None:
         num_tokens = math.prod(encoder.token_grid(size_dhw))
         for layer in (encoder.proj_head.layer1, encoder.proj_head.layer2):

@@ -145,7 +145,7 @@ def case_features(module: Any, datamodule: Any, cfg: FinetuneConfig, part: str) 
     path = Path(cfg.work_dir) / "features" / f"{part}-{key}.safetensors"
     stored = _read(path)
     if is_distributed():  # one process may have found the file in the moment another one wrote it
-        everywhere = [None] * dist.get_world_size()
+        everywhere: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, stored is not None)
         stored = stored if all(everywhere) else None
     if stored is not None:
