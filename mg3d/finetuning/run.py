@@ -25,6 +25,7 @@ from mg3d.finetuning.kinds import build_datamodule, build_module
 from mg3d.finetuning.learning_rate import describe_learning_rate, effective_learning_rate
 from mg3d.finetuning.preparation import prepare_data
 from mg3d.finetuning.splits import data_fraction, permuted_images, permuted_labels, refuse_leakage
+from mg3d.finetuning.validation_log import ValidationLog
 from mg3d.training import provenance
 from mg3d.training.callbacks import LastCheckpoint
 from mg3d.training.failures import told_plainly
@@ -268,7 +269,8 @@ def _callbacks(job: _Job, steps: int) -> tuple[list[Callback], BestCheckpoint | 
     folder = job.run_dir / CHECKPOINTS
     best = BestCheckpoint(folder, monitor, job.resume.parent if job.resume else None)
     last = LastCheckpoint(folder, monitor, job.settings.checkpoint_every_n_steps)
-    return [*callbacks, LearningRateMonitor(logging_interval="step"), best, last], best
+    rates = LearningRateMonitor(logging_interval="step")
+    return [*callbacks, rates, ValidationLog(job.run_dir), best, last], best
 
 
 def _scored_places(job: _Job) -> tuple[Path, Path | None]:

@@ -124,7 +124,8 @@ def test_overlays_of_files_in_any_geometry(tmp_path: Path, shared_dir: Path) -> 
 def step_log(folder: Path) -> Path:
     lines = [{"step": k, "epoch": k // 10, "loss": 1 / (k + 1), "lr": [1e-3, 2e-3]} for k in range(60)]
     lines[20]["loss"] = "nan"
-    lines += [{"step": 60, "epoch": 5, "val/dice": 0.7}, {"step": 30, "val/dice": 0.5}]
+    found = [{"step": 30, "val/dice": 0.5, "val/the_metric": 0.5}, {"step": 60, "val/dice": 0.7}]
+    (folder / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 61, "lo'
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
     return folder / "metrics.jsonl"
@@ -133,6 +134,9 @@ def step_log(folder: Path) -> Path:
 def test_curves_of_a_run_and_of_one_that_has_not_begun(tmp_path: Path) -> None:
     path = curves_png(step_log(tmp_path), tmp_path / "curves.png")
     assert path is not None and pixels(path).shape[1] > 3 * 400
+    (tmp_path / "validation.jsonl").unlink()
+    path = curves_png(tmp_path / "metrics.jsonl", tmp_path / "two.png")
+    assert path is not None and pixels(path).shape[1] < 3 * 400
     assert curves_png(tmp_path / "absent.jsonl", tmp_path / "none.png") is None
     assert not (tmp_path / "none.png").exists()
 
@@ -188,6 +192,7 @@ def test_a_page_holds_everything_and_escapes_everything(tmp_path: Path) -> None:
     assert len(figures) == 3
     metrics = {
         "auroc": {"mean": 0.8123, "ci95": [0.7, 0.9], "n": 10, "per_class": {evil: {"mean": 0.5}, "b": None}},
+        "auroc/scan=1": {"mean": 0.4321, "ci95": None, "n": 3},
         "ap": {"mean": None, "ci95": None, "n": 0},
         "protocol": "clean",
         "notes": [evil, "selection = reporting"],
@@ -200,7 +205,15 @@ def test_a_page_holds_everything_and_escapes_everything(tmp_path: Path) -> None:
     assert len(read.images) == 3
     for source, figure in zip(read.images, figures.values(), strict=True):
         assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == figure.read_bytes()
-    for words in ("0.8123", "0.7000 to 0.9000", "protocol: clean", "selection = reporting", '"seed": 3', f"{evil}9"):
+    for words in (
+        "0.8123",
+        "0.7000 to 0.9000",
+        "protocol: clean",
+        "selection = reporting",
+        "0.4321",
+        '"seed": 3',
+        f"{evil}9",
+    ):
         assert words in read.text, words
 
 

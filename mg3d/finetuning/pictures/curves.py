@@ -155,13 +155,14 @@ def curves_png(metrics_jsonl: Path, path: Path) -> Path | None:
     """Draw loss, validation metrics and learning rate over the optimizer steps.
 
     Args:
-        metrics_jsonl: the run's ``metrics.jsonl``: objects with ``step`` and ``loss``, ``lr``, ``val/...`` where known.
+        metrics_jsonl: the run's ``metrics.jsonl``: objects with ``step`` and ``loss``, ``lr``, ``val/...`` where known;
+            those of ``validation.jsonl`` beside it are added.
         path: PNG to write.
 
     Returns:
         the path, or None when the file holds no step yet.
     """
-    records = _records(metrics_jsonl)
+    records = [*_records(metrics_jsonl), *_records(metrics_jsonl.with_name("validation.jsonl"))]
     losses = _series(records, "loss")
     validation = {key: _series(records, key) for key in _validation_keys(records)}
     rates = _learning_rates(records)
@@ -200,7 +201,7 @@ def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 
 def _validation_keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for record in records for key in record if key.startswith("val/"))
-    return [key for key in keys if _series(records, key)]
+    return [key for key in keys if key != "val/the_metric" and _series(records, key)]
 
 
 def _learning_rates(records: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, float]]:

@@ -96,7 +96,8 @@ def overlay_png(
         truth: [X,Y,Z] labels, 0 background.
         pred: [X,Y,Z] labels.
         spacing_mm: voxel size along the three array axes.
-        classes: names; label k + 1 is ``classes[k]``.
+        classes: names; label k + 1 is ``classes[k]``. Colours tell classes; a single class gets a colour for the truth
+            and one for the prediction.
         path: PNG to write.
         orientation: direction in which each array axis rises, for example ``RAS`` or ``LPS``
             (``nibabel.aff2axcodes``); ``SPL`` for a (z, y, x) array of the project.
@@ -205,9 +206,9 @@ def _draw(
     height, width = view.image.shape
     extent = (0.0, width * view.width_mm, height * view.height_mm, 0.0)
     axes.imshow(view.image, cmap="gray", vmin=black, vmax=white, extent=extent, interpolation="nearest")
-    for labels, style in ((view.truth, "solid"), (view.pred, "dashed")):
-        for k in range(classes):
-            _contour(axes, labels == k + 1, view, colour(k), style)
+    for k in range(classes):
+        _contour(axes, view.truth == k + 1, view, colour(k), "solid")
+        _contour(axes, view.pred == k + 1, view, _pred_colour(k, classes), "dashed")
     axes.set_xticks([])
     axes.set_yticks([])
     limits = (0.0, extent[1], extent[2], 0.0)
@@ -225,6 +226,11 @@ def _draw(
     _letters(axes, view.edges)
     _bar(axes, limits)
     axes.set_title(f"{view.title}, close" if close else view.title, fontsize=9)
+
+
+def _pred_colour(index: int, classes: int) -> str:
+    """A colour of its own where there is but one class; otherwise the colours tell the classes."""
+    return colour(1) if classes == 1 else colour(index)
 
 
 def _contour(axes: Any, mask: np.ndarray, view: _View, shade: str, style: str) -> None:
@@ -264,7 +270,11 @@ def _legend(figure: Any, classes: Sequence[str], arrays: Sequence[np.ndarray]) -
 
     present = set(np.unique(arrays[1])) | set(np.unique(arrays[2]))
     shown = [(k, name) for k, name in enumerate(classes) if k + 1 in present]
-    handles = [Line2D([], [], color=colour(k), label=name) for k, name in shown]
-    handles.append(Line2D([], [], color="0.4", label="truth"))
-    handles.append(Line2D([], [], color="0.4", linestyle="dashed", label="prediction"))
+    if len(classes) == 1:
+        handles = [Line2D([], [], color=colour(0), label=f"{classes[0]}, truth")]
+        handles.append(Line2D([], [], color=colour(1), linestyle="dashed", label=f"{classes[0]}, prediction"))
+    else:
+        handles = [Line2D([], [], color=colour(k), label=name) for k, name in shown]
+        handles.append(Line2D([], [], color="0.4", label="truth"))
+        handles.append(Line2D([], [], color="0.4", linestyle="dashed", label="prediction"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, frameon=False)

@@ -37,17 +37,19 @@ pre { background: var(--band); padding: .8rem; overflow-x: auto; font-size: 13px
 <h1>{{ title }}</h1>
 <p class="quiet">{% for fact in facts %}{{ fact }}{% if not loop.last %} &middot; {% endif %}{% endfor %}</p>
 {% if notes %}<ul class="notes">{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
-{% if metrics %}
-<h2>Results</h2>
+{% for table in tables %}{% if loop.first %}<h2>Results</h2>{% endif %}
+{% if table.name %}<details><summary>{{ table.name }}: {{ table.rows|length }} rows</summary>{% endif %}
 <div class="wide"><table>
 <thead><tr><th>metric</th><th>mean</th><th>95 % interval</th><th>n</th>{% for name in classes %}<th>{{ name }}</th>
 {% endfor %}</tr></thead>
 <tbody>
-{% for row in metrics %}<tr><td>{{ row.name }}</td><td>{{ row.mean }}</td><td class="interval">{{ row.interval }}</td>
-<td>{{ row.n }}</td>{% for value in row.classes %}<td>{{ value }}</td>{% endfor %}</tr>
+{% for row in table.rows %}<tr><td>{{ row.name }}</td><td>{{ row.mean }}</td>
+<td class="interval">{{ row.interval }}</td><td>{{ row.n }}</td>{% for value in row.classes %}<td>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
-<p class="quiet">Intervals are bootstrap intervals over patients. A dash is a value that is not defined.</p>
-{% endif %}
+{% if table.name %}</details>{% endif %}
+{% if loop.last %}<p class="quiet">Intervals are bootstrap intervals over patients. A dash is a value that is not
+defined; n counts the cases where it is.</p>{% endif %}
+{% endfor %}
 {% for figure in figures %}{% if loop.first %}<h2>Pictures</h2>{% endif %}
 <figure><figcaption>{{ figure.caption }}</figcaption>
 <img alt="{{ figure.caption }}" src="data:image/png;base64,{{ figure.data }}"></figure>

@@ -15,6 +15,7 @@ MAX_ROWS = 500
 FILES = ("weights_report.json", "config.json", "environment.json")
 MAX_PART_CHARACTERS = 40_000
 DASH = "-"
+DETAILS = "Sub-groups and other checkpoints"
 
 
 def write_report(
@@ -30,10 +31,11 @@ def write_report(
     Args:
         run_dir: folder of the run; its weights report, config and environment are shown where they exist.
         metrics: content of ``metrics.json``. An entry with ``mean`` becomes a row of the results (``per_class`` its
-            columns); ``notes`` and ``warnings`` are set off; other plain values stand below the title.
+            columns), of a folded second table where its name has a slash (sub-groups, other checkpoints); ``notes``
+            and ``warnings`` are set off; other plain values stand below the title.
         rows: rows of ``per_case.csv``.
         figures: caption -> PNG; a picture that is missing is left out.
-        title: name of the run; the folder's name otherwise.
+        title: name of the run; that of its folder and the one above otherwise.
 
     Returns:
         the page.
@@ -47,10 +49,10 @@ def write_report(
     columns = list(dict.fromkeys(name for row in rows for name in row))
     page = Environment(autoescape=True).from_string(TEMPLATE)
     text = page.render(
-        title=title or run_dir.name,
+        title=title or "/".join(run_dir.resolve().parts[-2:]),
         facts=[f"{name}: {_text(value)}" for name, value in metrics.items() if isinstance(value, (str, int, float))],
         notes=[str(note) for key in ("notes", "warnings") for note in _listed(metrics.get(key))],
-        metrics=[_metric_row(name, entry, classes) for name, entry in entries.items()],
+        tables=_tables(entries, classes),
         classes=classes,
         figures=[
             {"caption": caption, "data": base64.b64encode(path.read_bytes()).decode("ascii")}
@@ -65,6 +67,14 @@ def write_report(
     path = run_dir / "report.html"
     write_text_atomically(path, text)
     return path
+
+
+def _tables(entries: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The results, then what they are made up of; neither when empty."""
+    rows: dict[str, list[dict[str, Any]]] = {"": [], DETAILS: []}
+    for name, entry in entries.items():
+        rows[DETAILS if "/" in name else ""].append(_metric_row(name, entry, classes))
+    return [{"name": name, "rows": found} for name, found in rows.items() if found]
 
 
 def _metric_row(name: str, entry: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
