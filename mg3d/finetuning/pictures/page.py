@@ -44,7 +44,8 @@ pre { background: var(--band); padding: .8rem; overflow-x: auto; font-size: 13px
 {% endfor %}</tr></thead>
 <tbody>
 {% for row in table.rows %}<tr><td>{{ row.name }}</td><td>{{ row.mean }}</td>
-<td class="interval">{{ row.interval }}</td><td>{{ row.n }}</td>{% for value in row.classes %}<td>{{ value }}</td>{% endfor %}</tr>
+<td class="interval">{{ row.interval }}</td><td>{{ row.n }}</td>
+{% for value in row.classes %}<td>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% if table.name %}</details>{% endif %}
 {% if loop.last %}<p class="quiet">Intervals are bootstrap intervals over patients. A dash is a value that is not
