@@ -69,16 +69,16 @@ class GeneratorOutput:
     Attributes:
         logits: [B, T, V + 1] next-word scores.
         image_labels: [B, C] label logits of the image.
-        text_labels: [B, C] label logits of the report.
         image: [B, E] z_img.
-        text: [B, E] z_txt.
+        text_labels: [B, C] label logits of the report; None where the report was not encoded.
+        text: [B, E] z_txt; None likewise.
     """
 
     logits: Tensor
     image_labels: Tensor
-    text_labels: Tensor
     image: Tensor
-    text: Tensor
+    text_labels: Tensor | None = None
+    text: Tensor | None = None
 
 
 class MemoryGenerator(nn.Module):
@@ -129,29 +129,47 @@ class MemoryGenerator(nn.Module):
             nn.init.kaiming_normal_(extra.weight)
             nn.init.zeros_(extra.bias)
 
-    def forward(self, feat_BPF: Tensor, image_BF: Tensor, ids_BL: Tensor) -> GeneratorOutput:
+    def forward(
+        self, feat_BPF: Tensor, image_BF: Tensor, ids_BL: Tensor, *, encode_report: bool = True
+    ) -> GeneratorOutput:
         """Predict every next word of given reports.
 
         Args:
             feat_BPF: patch features.
             image_BF: global feature.
             ids_BL: start, words, end; padded with 0.
+            encode_report: False leaves the text encoder out where the memory does not need it either.
 
         Returns:
             Logits and the vectors of the other losses.
         """
-        text_BLE, seen_BL = self.encode_text(ids_BL)
         image_BE = self.image_map(image_BF)
         labels_BC = self.image_labels(image_BE)
         memory_BME = self.initial_memory(len(ids_BL))
-        if self.training and self.options.text_memory > 0:
+        told = self.training and self.options.text_memory > 0
+        text_BLE, seen_BL = self.encode_text(ids_BL) if told or encode_report else (None, None)
+        if told and text_BLE is not None and seen_BL is not None:
             update = self.write(self.norm_memory(memory_BME), text_BLE, seen_BL[:, None, None])
             told_B = torch.rand(len(ids_BL), device=update.device) < self.options.text_memory
             memory_BME = memory_BME + self.dropout(update) * told_B[:, None, None]
         tokens_BSE = self.encode_tokens(self.encoder_tokens(feat_BPF, labels_BC, memory_BME))
         logits = self.scores(self._decode(ids_BL[:, :-1], tokens_BSE))
-        text_BE = text_BLE[:, 0]
-        return GeneratorOutput(logits, labels_BC, self.text_labels(text_BE), image_BE, text_BE)
+        if text_BLE is None:
+            return GeneratorOutput(logits, labels_BC, image_BE)
+        return GeneratorOutput(logits, labels_BC, image_BE, self.text_labels(text_BLE[:, 0]), text_BLE[:, 0])
+
+    def freeze_unused(self, *, ranking: bool) -> None:
+        """Stop the gradient of what no loss reaches, as training on several devices asks for.
+
+        Args:
+            ranking: the ranking loss is on.
+        """
+        unused: list[nn.Module] = [self.text_labels]  # published without a loss of its own (D63)
+        if self.options.text_memory == 0:
+            unused += [self.write, self.norm_memory]
+            unused += [] if ranking else [self.text_words, self.text_encoder, self.text_norm]
+        for part in unused:
+            part.requires_grad_(False)
 
     def encode_text(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Encode reports; returns vectors [B, L, E] and which positions are words or the start [B, L]."""
@@ -241,14 +259,14 @@ class CachedDecoder:
         self.model = model
         heads, width = model.options.heads, model.options.width
         shape = (len(tokens_BSE) * beams, heads, longest, width // heads)
-        layers: list[DecoderLayer] = list(model.decoder)  # type: ignore[arg-type]
-        self.images = [layer.cross_attention.keys_values(tokens_BSE) for layer in layers]
-        self.past = [PastWords(tokens_BSE.new_empty(shape), tokens_BSE.new_empty(shape)) for _ in layers]
+        self.layers: list[DecoderLayer] = list(model.decoder)  # type: ignore[arg-type]
+        self.images = [layer.cross_attention.keys_values(tokens_BSE) for layer in self.layers]
+        self.past = [PastWords(tokens_BSE.new_empty(shape), tokens_BSE.new_empty(shape)) for _ in self.layers]
 
     def step(self, ids_NT: Tensor) -> Tensor:
         """Log-probabilities of the next word; only the last column of ``ids_NT`` is decoded."""
         hidden_N1E = self.model.words(ids_NT[:, -1:], first=self.past[0].length)
-        for layer, past, image in zip(self.model.decoder, self.past, self.images, strict=True):
+        for layer, past, image in zip(self.layers, self.past, self.images, strict=True):
             hidden_N1E = layer.next_word(hidden_N1E, past, image)
         return self.model.scores(self.model.decoder_norm(hidden_N1E[:, 0])).log_softmax(dim=-1)
 

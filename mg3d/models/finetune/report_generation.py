@@ -95,6 +95,7 @@ class ReportGenerationModule(pl.LightningModule):
             block_trigrams=task.block_trigrams,
         )
         self.frozen = frozen_stages(cfg) >= ALL_STAGES
+        self.ranks = bool(task.labels and task.ranking_loss)
         self.case_rows: list[dict[str, Any]] = []
         self.prediction_dir: Path | None = None
         self.ensemble: list[Any] = []
@@ -122,7 +123,7 @@ class ReportGenerationModule(pl.LightningModule):
     # ---------------------------------------------------------------- steps
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """One training batch: word loss, and where they are on, label and ranking loss."""
-        output = self.generator(*self._seen(batch), batch["ids"])
+        output = self.generator(*self._seen(batch), batch["ids"], encode_report=self.ranks)
         terms = self.losses(output, batch)
         weights = {"label_loss": self.task.label_loss, "ranking_loss": self.task.ranking_loss}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
@@ -136,7 +137,7 @@ class ReportGenerationModule(pl.LightningModule):
         terms = {"word_loss": word_loss(output.logits, batch["ids"][:, 1:], batch["counts"][:, 1:])}
         if self.task.labels and self.task.label_loss:
             terms["label_loss"] = label_loss(output.image_labels, batch["labels"])
-        if self.task.labels and self.task.ranking_loss:
+        if self.ranks and output.text is not None:
             terms["ranking_loss"] = ranking_loss(output.image, output.text, batch["labels"])
         return terms
 
@@ -307,4 +308,5 @@ def build_report_module(cfg: FinetuneConfig, task: ReportTask, total_steps: int)
     freeze_encoder(module.encoder, cfg)
     if module.frozen:
         module.visual.freeze()
+    module.generator.freeze_unused(ranking=module.ranks)
     return module

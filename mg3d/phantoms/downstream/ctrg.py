@@ -1,5 +1,7 @@
 """A drawn CTRG-Chest download: slice folders, the annotation, and the table of 14 finding codes (downstream 8.1).
 
+The sentences of a report stand in one order, as a radiologist dictates; the wording varies.
+
 python -m mg3d.phantoms.downstream.ctrg --out DIR --studies 300 --seed 1
 """
 
@@ -7,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mg3d.datasets.labels import CHEXBERT_LABELS
 from mg3d.phantoms.ctrg_layout import write_annotation, write_slices
+from mg3d.phantoms.findings import FINDINGS
 from mg3d.phantoms.studies import Study, plan_studies
 
-__all__ = ["FINDING_TABLE", "finding_codes", "write_ctrg"]
+__all__ = ["FINDING_TABLE", "finding_codes", "plan_ctrg", "write_ctrg"]
 
 FINDING_TABLE = "CTRG_finding_labels.csv"
 _NOTED_AS = {
@@ -36,12 +41,28 @@ def write_ctrg(root: Path, *, studies: int = 60, size: int = 48, seed: int = 0) 
         size: slices, and voxels drawn per axis, at least 32.
         seed: seed of everything; a longer list begins with the shorter one.
     """
-    # one study a patient, as an id names a patient here; a second scan comes about once in sixteen
-    planned = [study for study in plan_studies("ctrg", 2 * studies, size, seed) if study.scan == "a"][:studies]
+    planned = plan_ctrg(studies, size, seed)
     write_annotation(root, planned)
     for study in planned:
         write_slices(root, study)
     _write_table(root / FINDING_TABLE, planned)
+
+
+def plan_ctrg(studies: int, size: int, seed: int) -> list[Study]:
+    """The studies of a data set: one of each patient, as an id names a patient here, with an ordered report."""
+    first_scans = (study for study in plan_studies("ctrg", 2 * studies, size, seed) if study.scan == "a")
+    return [_in_order(study) for study in itertools.islice(first_scans, studies)]
+
+
+def _in_order(study: Study) -> Study:
+    sentences = [f"{sentence.strip(' .')}." for sentence in study.report.findings.split(". ")]
+    sentences.sort(key=_place)
+    return replace(study, report=replace(study.report, findings=" ".join(sentences)))
+
+
+def _place(sentence: str) -> int:
+    """Place of a sentence: that of the finding it speaks of, first without any."""
+    return next((place for place, name in enumerate(FINDINGS) if name.lower() in sentence.lower()), -1)
 
 
 def finding_codes(study: Study) -> list[int]:
