@@ -104,17 +104,18 @@ def compare_values(
         seed: seed of the draws.
 
     Returns:
-        the comparison of the means over cases.
+        the comparison of the means over cases; NaN everywhere when no case has two finite values.
 
     Raises:
-        ValueError: lengths that differ, or no case with two finite values.
+        ValueError: lengths that differ.
     """
     a, b = np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)
     if not len(a) == len(b) == len(patients):
         raise ValueError(f"{len(a)} and {len(b)} values and {len(patients)} patients do not agree")
     known = np.isfinite(a) & np.isfinite(b)
     if not known.any():
-        raise ValueError(f"none of the {len(a)} cases has a finite value in both runs")
+        nothing = float("nan")
+        return Comparison(nothing, nothing, nothing, None, nothing, nothing, 0, 0, len(a))
     members = [patient for patient, used in zip(patients, known, strict=True) if used]
     a, b = a[known], b[known]
     found = paired_difference(_weighted_mean_of(a), _weighted_mean_of(b), members, rounds, seed)

@@ -54,6 +54,8 @@ def test_rows_are_matched_by_case_and_class() -> None:
     found = compare_rows(rows_a, rows_b, "dice", rounds=50)
     assert (found.n, found.left_out) == (2, 2)
     assert found.difference == pytest.approx(0.1)
+    empty = compare_rows(rows_a[2:3], rows_b[2:3], "dice").entry()
+    assert (empty["n"], empty["left_out"], empty["difference"], empty["ci95"]) == (0, 1, None, None)
     with pytest.raises(ValueError, match="nsd"):
         compare_rows(rows_a, rows_b, "nsd@1")
     with pytest.raises(ValueError, match="twice"):
