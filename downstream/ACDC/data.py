@@ -13,6 +13,7 @@ from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, Segm
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.decathlon import listed_splits
 from mg3d.finetuning.scan_checks import check_pairs, missing_names, problem_of, unexpected_files
+from mg3d.finetuning.short_runs import SHORT_SEGMENTATION
 from mg3d.finetuning.splits import nested_splits, patient_kfold
 from prepare import LABELS, convert, find_patients, frames
 
@@ -151,6 +152,6 @@ BENCHMARK = Benchmark(
         "gradient_checkpointing": True,
     },
     extra_keys={"reference_frame_split": "", "official_test": False, "expected_patients": 100},
-    named_configs={"phantom": {"expected_patients": 6, "roi": [64, 64, 32], "max_epoch": 4}},
+    named_configs={"phantom": {**SHORT_SEGMENTATION, "expected_patients": 6}},
     usage="Cardiac structures in cine-MRI.\n\ndata_root: the download (training/patient001/...), or Dataset027_ACDC.",
 )

@@ -11,6 +11,7 @@ from mg3d.errors import DataError
 from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, SegmentationTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.scan_checks import check_pairs, problem, problem_of, unexpected_files
+from mg3d.finetuning.short_runs import SHORT_SEGMENTATION
 from mg3d.finetuning.splits import contiguous_blocks, nested_splits
 
 FOLDERS = ("Train", "COVID-19-20_v2/Train", "")
@@ -121,6 +122,6 @@ BENCHMARK = Benchmark(
         "cache": "disk",
     },
     extra_keys={"expected_cases": 199},
-    named_configs={"phantom": {"expected_cases": 7, "roi": [64, 64, 32], "max_epoch": 4}},
+    named_configs={"phantom": {**SHORT_SEGMENTATION, "expected_cases": 7}},
     usage="data_root: the folder that holds Train/ (or COVID-19-20_v2/Train/). Published: 199 pairs, five folds.",
 )

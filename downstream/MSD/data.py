@@ -10,6 +10,7 @@ from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, Segm
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.decathlon import read_listing
 from mg3d.finetuning.scan_checks import check_pairs, check_scan, missing_names, problem_of, unexpected_files
+from mg3d.finetuning.short_runs import SHORT_SEGMENTATION
 from mg3d.finetuning.splits import contiguous_blocks, nested_splits
 
 FOLDERS = {"lung": "Task06_Lung", "colon": "Task10_Colon"}
@@ -138,13 +139,7 @@ BENCHMARK = Benchmark(
     },
     extra_keys={"organ": "lung"},
     named_configs={
-        "phantom": {
-            "roi": [64, 64, 32],
-            "max_epoch": 4,
-            "warmup_epochs": 0.0,
-            "val_every_epochs": 2,
-            "cache": "memory",
-        },
+        "phantom": dict(SHORT_SEGMENTATION),
         "lung": {"organ": "lung"},
         "colon": {"organ": "colon"},
     },

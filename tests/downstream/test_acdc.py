@@ -10,11 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 from damage import cut, flip_a_byte, rewrite, shifted, voxels_of
+from entry import assert_complete, metrics_of, rows_of, run_phantom, start
 from folders import config, load_folder
 
+from mg3d.datasets.segmentation_case import prepare_case
+from mg3d.datasets.segmentation_crops import draw_crops
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Case
 from mg3d.finetuning.decathlon import listed_splits
+from mg3d.models.finetune.segmentation_rows import scored_rows
 from mg3d.phantoms.downstream.acdc import SHAPE_XYZ, SPACING_MM, write_acdc
 
 acdc = load_folder("ACDC")
@@ -214,6 +218,69 @@ def test_no_data_is_one_problem(tmp_path: Path) -> None:
     assert len(BENCHMARK.check_data(config(BENCHMARK, data_root=str(tmp_path / "nothing")))) == 1
     with pytest.raises(DataError, match="data_root"):
         BENCHMARK.prepare(config(BENCHMARK, data_root=str(tmp_path), work_dir=str(tmp_path / "work")))
+
+
+def test_no_label_voxel_is_lost_and_a_perfect_prediction_is_perfect(download: Path, work: Path) -> None:
+    task = BENCHMARK.resolve_task(config(BENCHMARK))
+    for case in all_cases(download, work)[:4]:
+        prepared, stored = prepare_case(case, task), voxels_of(case.label)
+        assert np.array_equal(np.bincount(prepared.label.ravel(), minlength=4)[1:], np.bincount(stored.ravel())[1:])
+        inside = prepared.image != 0
+        assert abs(prepared.image[inside].mean()) < 1e-3 and prepared.image[inside].std() == pytest.approx(1, abs=1e-3)
+        rows = scored_rows(case, stored, stored, SPACING_MM, task)
+        assert [row["class"] for row in rows] == ["RV", "MYO", "LV"]
+        assert all(row["dice"] == 1.0 and row["hd95"] == 0.0 and row["nsd@2"] == 1.0 for row in rows)
+        assert all(row["phase"] in ("ED", "ES") and row["group"] in ("NOR", "MINF") for row in rows)
+
+
+def test_the_published_crop_is_that_of_the_z_score() -> None:
+    assert BENCHMARK.resolve_task(config(BENCHMARK)).foreground_crop == "raw"
+    assert BENCHMARK.resolve_task(config(BENCHMARK, protocol="reference")).foreground_crop == "reference_zscore"
+
+
+def test_help_and_check_start_from_anywhere(tmp_path: Path) -> None:
+    shown = start("ACDC", tmp_path, "--help")
+    assert shown.code == 0 and "official_test" in shown.out and "--check-data" in shown.out
+    refused = start("ACDC", tmp_path, "--check-data", "with", f"data_root={tmp_path}")
+    assert refused.code == 2 and "data_root" in refused.told and "Traceback" not in refused.told
+
+
+@pytest.mark.slow
+def test_twenty_steps_on_one_case_lower_the_loss(download: Path, work: Path) -> None:
+    import torch
+
+    from mg3d.models.finetune.segmentation import build_segmentation_module
+
+    keys = {"feature_size": 12, "roi": [64, 64, 32], "augment": False, "crops_per_volume": 1, "max_steps": 20}
+    cfg = config(BENCHMARK, **keys)
+    task = BENCHMARK.resolve_task(cfg)
+    torch.manual_seed(0)
+    module = build_segmentation_module(cfg, task, 20)
+    images, labels = draw_crops(prepare_case(all_cases(download, work)[0], task), task, np.random.default_rng(0))
+    image, label = torch.from_numpy(images)[:, None], torch.from_numpy(labels)[:, None]
+    optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = module.loss(module(image), label)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert np.isfinite(losses).all() and losses[-1] < 0.8 * losses[0], losses
+
+
+@pytest.mark.slow
+def test_the_phantom_run_leaves_a_table_by_structure_and_phase(tmp_path: Path) -> None:
+    answer = run_phantom("ACDC", tmp_path).answer
+    run_dir = Path(answer["run_dir"])
+    frames = {path.name.replace("_0000.nii.gz", ""): path for path in (tmp_path / "work").rglob("imagesTr/*.nii.gz")}
+    assert_complete(run_dir, frames, labels=3)
+    metrics, rows = metrics_of(run_dir), rows_of(run_dir)
+    for name in ("dice", "hd95", "dice/phase=ED", "hd95/phase=ES"):
+        assert set(metrics[name]["per_class"]) == {"RV", "MYO", "LV"}
+    assert metrics["protocol"] == "clean" and metrics["cases"]["test"] * 3 == len(rows)
+    assert {row["phase"] for row in rows} == {"ED", "ES"} and {row["class"] for row in rows} == {"RV", "MYO", "LV"}
+    assert answer["dice"] == pytest.approx(metrics["dice"]["mean"])
 
 
 def _empty_frames(folder: Path, groups: list[str]) -> Path:

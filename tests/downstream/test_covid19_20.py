@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from damage import cut, rewrite, shifted, voxels_of
+from entry import assert_complete, metrics_of, rows_of, run_phantom, start
 from folders import config, load_folder
 
 from mg3d.datasets.segmentation_case import prepare_case
@@ -19,6 +20,7 @@ from mg3d.errors import DataError
 from mg3d.finetuning.benchmark import Case
 from mg3d.finetuning.learning_rate import describe_learning_rate, effective_learning_rate
 from mg3d.finetuning.splits import contiguous_blocks
+from mg3d.models.finetune.segmentation_rows import scored_rows
 from mg3d.phantoms.downstream.covid19_20 import STORED_SPACING_MM, write_covid19_20
 
 covid = load_folder("Covid19_20")
@@ -170,6 +172,41 @@ def test_no_data_is_one_problem(tmp_path: Path) -> None:
     assert len(problems) == 1 and "data_root" in problems[0]
     with pytest.raises(DataError, match="data_root"):
         BENCHMARK.splits(config(BENCHMARK, data_root=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "nsd", "hd95"), [((1.5, 1.5, 1.5), 0.733435, 3.0), ((1.25, 1.25, 5.0), 0.623673, 2.5)]
+)
+def test_surface_distances_follow_the_spacing(spacing_mm: tuple[float, ...], nsd: float, hd95: float) -> None:
+    truth = np.zeros((24, 24, 24), dtype=np.uint8)
+    truth[6:14, 6:14, 6:14] = 1
+    found = np.roll(truth, 2, axis=0)
+    (row,) = scored_rows(_case("volume-covid19-A-0003_ct.nii.gz"), truth, found, spacing_mm, BENCHMARK.task)
+    assert (row["nsd@2"], row["hd95"], row["dice"]) == pytest.approx((nsd, hd95, 0.75), abs=1e-6)
+
+
+def test_help_starts_from_anywhere(tmp_path: Path) -> None:
+    shown = start("Covid19_20", tmp_path, "--help")
+    assert shown.code == 0 and "expected_cases" in shown.out
+
+
+@pytest.mark.slow
+def test_the_phantom_run_leaves_its_tables_and_three_equal_checkpoints_are_one(tmp_path: Path) -> None:
+    done = run_phantom("Covid19_20", tmp_path, "learning_rate=2e-4", "learning_rate_crops=16")
+    run_dir = Path(done.answer["run_dir"])
+    scans = {case.id: case.image for case in covid.read_cases(tmp_path / "in")}
+    assert_complete(run_dir, scans, labels=1)
+    assert "learning rate 1.25e-05 = 0.0002 x (1 volumes x 1 crops x 1 processes x 1 passes) / 16" in done.told
+    with (run_dir / "result.csv").open(newline="", encoding="utf-8") as file:
+        header, *lines = csv.reader(file)
+    assert len(lines) == 2 and all(len(line) == len(header) and Path(line[2]).is_file() for line in lines)
+    assert {"dice", "hd95", "nsd@2"} <= set(metrics_of(run_dir))
+    again = run_phantom(
+        "Covid19_20", tmp_path, "stages=evaluate", f"resume={run_dir}", f"ensemble=[{run_dir},{run_dir}]"
+    ).answer
+    assert again["run_dir"] != str(run_dir)
+    for one, other in zip(rows_of(run_dir), rows_of(Path(again["run_dir"])), strict=True):
+        assert float(one["dice"]) == pytest.approx(float(other["dice"]), abs=1e-4)
 
 
 def _case(name: str) -> Case:

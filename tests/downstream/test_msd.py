@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from damage import cut, rewrite, voxels_of
+from entry import assert_complete, metrics_of, rows_of, run_phantom, start
 from folders import config, load_folder
 
 from mg3d.datasets.segmentation_case import prepare_case, read_label_map
@@ -174,3 +175,19 @@ def test_a_damaged_listing_and_no_data_are_one_problem_each(own_copy: Path, tmp_
     assert len(BENCHMARK.check_data(config(BENCHMARK, data_root=str(tmp_path / "no")))) == 1
     with pytest.raises(DataError, match="data_root"):
         BENCHMARK.splits(config(BENCHMARK, data_root=str(tmp_path / "no")))
+
+
+def test_help_starts_from_anywhere(tmp_path: Path) -> None:
+    shown = start("MSD", tmp_path, "--help")
+    assert shown.code == 0 and "organ" in shown.out and "colon" in shown.out
+
+
+@pytest.mark.slow
+def test_the_phantom_run_of_the_colon_task(tmp_path: Path) -> None:
+    done = run_phantom("MSD", tmp_path, "colon")
+    run_dir = Path(done.answer["run_dir"])
+    images = {path.name.removesuffix(".nii.gz"): path for path in (tmp_path / "in").rglob("imagesTr/*.nii.gz")}
+    assert_complete(run_dir, images, labels=1)
+    metrics = metrics_of(run_dir)
+    assert {"dice", "hd95", "nsd@2", "nsd@4"} <= set(metrics) and set(metrics["dice"]["per_class"]) == {"cancer"}
+    assert [row["id"] for row in rows_of(run_dir)] == ["colon_001", "colon_003"]
