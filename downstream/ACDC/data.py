@@ -13,7 +13,7 @@ from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, Segm
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.decathlon import listed_splits
 from mg3d.finetuning.scan_checks import check_pairs, missing_names, problem_of, unexpected_files
-from mg3d.finetuning.short_runs import SHORT_SEGMENTATION
+from mg3d.finetuning.segmentation_keys import SHORT_SEGMENTATION
 from mg3d.finetuning.splits import nested_splits, patient_kfold
 from prepare import LABELS, convert, find_patients, frames
 

@@ -11,7 +11,7 @@ from mg3d.errors import DataError
 from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, SegmentationTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.scan_checks import check_pairs, problem, problem_of, unexpected_files
-from mg3d.finetuning.short_runs import SHORT_SEGMENTATION
+from mg3d.finetuning.segmentation_keys import LESIONS_IN_CT, SHORT_SEGMENTATION
 from mg3d.finetuning.splits import contiguous_blocks, nested_splits
 
 FOLDERS = ("Train", "COVID-19-20_v2/Train", "")
@@ -108,19 +108,7 @@ BENCHMARK = Benchmark(
     check_data=check_data,
     write_phantom=write_phantom,
     write_results=write_results,
-    defaults={
-        "seed": 47,
-        "learning_rate": 2e-4,
-        "learning_rate_crops": 16,
-        "max_epoch": 1000,
-        "warmup_epochs": 50.0,
-        "schedule_interval": "epoch",
-        "grad_clip": 5.0,
-        "precision": 16,
-        "val_every_epochs": 5,
-        "gradient_checkpointing": True,
-        "cache": "disk",
-    },
+    defaults={**LESIONS_IN_CT, "gradient_checkpointing": True},
     extra_keys={"expected_cases": 199},
     named_configs={"phantom": {**SHORT_SEGMENTATION, "expected_cases": 7}},
     usage="data_root: the folder that holds Train/ (or COVID-19-20_v2/Train/). Published: 199 pairs, five folds.",

@@ -10,7 +10,7 @@ from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, Segm
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.decathlon import read_listing
 from mg3d.finetuning.scan_checks import check_pairs, check_scan, missing_names, problem_of, unexpected_files
-from mg3d.finetuning.short_runs import SHORT_SEGMENTATION
+from mg3d.finetuning.segmentation_keys import LESIONS_IN_CT, SHORT_SEGMENTATION
 from mg3d.finetuning.splits import contiguous_blocks, nested_splits
 
 FOLDERS = {"lung": "Task06_Lung", "colon": "Task10_Colon"}
@@ -125,18 +125,7 @@ BENCHMARK = Benchmark(
     splits=splits,
     check_data=check_data,
     write_phantom=write_phantom,
-    defaults={
-        "seed": 47,
-        "learning_rate": 2e-4,
-        "learning_rate_crops": 16,
-        "max_epoch": 1000,
-        "warmup_epochs": 50.0,
-        "schedule_interval": "epoch",
-        "grad_clip": 5.0,
-        "precision": 16,
-        "val_every_epochs": 5,
-        "cache": "disk",
-    },
+    defaults=LESIONS_IN_CT,
     extra_keys={"organ": "lung"},
     named_configs={
         "phantom": dict(SHORT_SEGMENTATION),

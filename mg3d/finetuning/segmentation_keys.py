@@ -1,4 +1,4 @@
-"""Keys of the small runs on drawn data sets that segmentation benchmarks share; a folder adds its own."""
+"""Values of the shared keys that several segmentation benchmarks take; a folder adds its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["SHORT_SEGMENTATION"]
+__all__ = ["LESIONS_IN_CT", "SHORT_SEGMENTATION"]
 
 SHORT_SEGMENTATION: Mapping[str, Any] = MappingProxyType(
     {
@@ -25,3 +25,19 @@ SHORT_SEGMENTATION: Mapping[str, Any] = MappingProxyType(
     }
 )
 """A from-scratch network of 12 features learns the drawings in some thirty steps."""
+
+LESIONS_IN_CT: Mapping[str, Any] = MappingProxyType(
+    {
+        "seed": 47,
+        "learning_rate": 2e-4,
+        "learning_rate_crops": 16,
+        "max_epoch": 1000,
+        "warmup_epochs": 50.0,
+        "schedule_interval": "epoch",
+        "grad_clip": 5.0,
+        "precision": 16,
+        "val_every_epochs": 5,
+        "cache": "disk",
+    }
+)
+"""The published training of the benchmarks on lesions in CT (downstream 2 and 3)."""
