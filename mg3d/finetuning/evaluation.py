@@ -116,7 +116,7 @@ def finish_report(
     about = {
         "benchmark": benchmark.name,
         "protocol": cfg.protocol,
-        "notes": [*splits.notes, *found.notes],
+        "notes": [*splits.notes, *found.notes, *_left_out(splits, found.rows)],
         "cases": {part: len(getattr(splits, part)) for part in ("train", "val", "test")},
         "selected": found.selected,
         "steps": found.steps,
@@ -132,6 +132,15 @@ def finish_report(
     return metrics
 
 
+def _left_out(splits: Splits, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A remark on reported cases without a row: with ``on_bad_sample=skip`` those that could not be read."""
+    scored = {row["id"] for row in rows}
+    missing = [case.id for case in splits.test if case.id not in scored]
+    if not scored or not missing:
+        return []
+    return [f"{len(missing)} of {len(splits.test)} test cases could not be read and are not scored, {missing[0]} first"]
+
+
 def _draw(
     cfg: FinetuneConfig,
     task: Task,
@@ -143,7 +152,7 @@ def _draw(
     from mg3d.finetuning.pictures import draw_run_figures, write_report
     from mg3d.finetuning.pictures.run_figures import draw_overlays
 
-    figures = draw_run_figures(run_dir, rows)
+    figures = draw_run_figures(run_dir, rows, metrics)
     if isinstance(task, SegmentationTask):
         written = {case.id: run_dir / PREDICTIONS / f"{case.id}.nii.gz" for case in splits.test}
         files = {

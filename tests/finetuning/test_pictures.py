@@ -158,7 +158,13 @@ def test_curves_of_scores(tmp_path: Path) -> None:
         scans,
         rounds=20,
     )
-    assert froc_png(result, tmp_path / "froc.png").is_file()
+    assert froc_png(result.entries(), tmp_path / "froc.png").is_file()
+    metrics = {**result.entries(), "notes": [], "protocol": "clean"}
+    assert list(draw_run_figures(tmp_path, [], metrics)) == ["Free-response ROC"]
+    undefined = {name: {**entry, "mean": None} for name, entry in result.entries().items()}
+    assert draw_run_figures(tmp_path, [], undefined) == {}
+    with pytest.raises(ValueError, match="froc@"):
+        froc_png(undefined, tmp_path / "x.png")
 
 
 class Page(HTMLParser):

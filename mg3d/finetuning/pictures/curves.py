@@ -13,8 +13,8 @@ import numpy as np
 
 from mg3d.finetuning.pictures.canvas import colour, new_figure, save
 from mg3d.metrics.classification import auroc, average_precision, curve_points
-from mg3d.metrics.froc import FrocResult
 
+FROC = "froc@"
 SMOOTHED_FROM = 30  # steps from which a running mean is drawn over the losses
 MAX_DRAWN_POINTS = 2000
 
@@ -120,32 +120,37 @@ def confusion_png(matrix: np.ndarray | Sequence[Sequence[int]], names: Sequence[
     return save(figure, path)
 
 
-def froc_png(result: FrocResult, path: Path) -> Path:
-    """Draw a FROC curve on the usual logarithmic axis, with the points that make up the CPM.
+def froc_png(entries: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
+    """Draw the points of a FROC curve that make up the CPM, with their intervals, on the usual logarithmic axis.
 
     Args:
-        result: of :func:`mg3d.metrics.froc.froc`.
+        entries: of :meth:`mg3d.metrics.froc.FrocResult.entries`: ``cpm`` and ``froc@RATE``; others are passed over.
         path: PNG to write.
 
     Returns:
         the path.
+
+    Raises:
+        ValueError: no point with a value.
     """
+    points = {float(name.removeprefix(FROC)): each for name, each in entries.items() if name.startswith(FROC)}
+    points = {rate: each for rate, each in sorted(points.items()) if each["mean"] is not None}
+    if not points:
+        raise ValueError(f"no {FROC}RATE with a value among {', '.join(entries)}")
     figure = new_figure(6.4, 4.6)
     axes = figure.subplots()
-    rates = np.array(list(result.sensitivity))
-    values = np.array(list(result.sensitivity.values()))
-    drawn = np.geomspace(rates.min() / 2, rates.max() * 1.5, 400)
-    axes.plot(drawn, np.interp(drawn, result.fp_per_scan, result.sensitivities), color=colour(6))
-    axes.plot(rates, values, "o", color=colour(5), label=f"CPM {result.cpm:.3f}")
-    known = {rate: ci for rate, ci in result.sensitivity_ci95.items() if ci}
+    rates, values = list(points), [each["mean"] for each in points.values()]
+    cpm = entries.get("cpm", {}).get("mean")
+    axes.plot(rates, values, "o-", color=colour(6), label="sensitivity" if cpm is None else f"mean (CPM) {cpm:.3f}")
+    known = {rate: each["ci95"] for rate, each in points.items() if each["ci95"]}
     if known:
         low, high = np.array(list(known.values())).T
-        axes.vlines(list(known), low, high, color=colour(5), linewidth=1, label="95 % interval over scans")
+        axes.vlines(list(known), low, high, color=colour(6), linewidth=1, label="95 % interval over scans")
     axes.set_xscale("log", base=2)
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
     axes.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(-0.02, 1.02))
-    axes.set_title(f"{result.nodules} nodules in {result.scans} scans", fontsize=10)
+    axes.set_title(f"{next(iter(points.values()))['n']} scans", fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right", fontsize=8)
     return save(figure, path)

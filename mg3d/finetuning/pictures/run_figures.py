@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from mg3d.finetuning.pictures.canvas import colour, new_figure, save
-from mg3d.finetuning.pictures.curves import confusion_png, curves_png, roc_pr_png
+from mg3d.finetuning.pictures.curves import FROC, confusion_png, curves_png, froc_png, roc_pr_png
 from mg3d.finetuning.pictures.overlay import best_median_worst, overlay_png
 from mg3d.metrics.classification import confusion_matrix
 
@@ -19,22 +19,25 @@ FOLDER = "pictures"
 Rows = Sequence[Mapping[str, Any]]
 
 
-def draw_run_figures(run_dir: Path, rows: Rows) -> dict[str, Path]:
-    """Draw what a run's rows and step log can show, into ``run_dir/pictures``.
+def draw_run_figures(run_dir: Path, rows: Rows, metrics: Mapping[str, Any] | None = None) -> dict[str, Path]:
+    """Draw what a run's rows, metrics and step log can show, into ``run_dir/pictures``.
 
     Training curves from ``metrics.jsonl``; for classification rows (``target`` or ``target_NAME``, ``prob_NAME``) ROC
     and precision-recall curves and confusion matrices; for segmentation rows (``class``, ``dice``) the scores of all
-    cases.
+    cases; for metrics with ``froc@RATE`` the FROC points.
 
     Args:
         run_dir: folder of the run.
         rows: rows of ``per_case.csv``; numbers may be text.
+        metrics: content of ``metrics.json``.
 
     Returns:
         caption -> PNG, in the order of a report.
     """
     folder = run_dir / FOLDER
     figures: dict[str, Path] = {}
+    if any(name.startswith(FROC) and entry["mean"] is not None for name, entry in (metrics or {}).items()):
+        figures["Free-response ROC"] = froc_png(metrics or {}, folder / "froc.png")
     if rows and "dice" in rows[0]:
         figures["Dice of every case, with the median of each class"] = case_scores_png(
             rows, "dice", folder / "dice.png"
