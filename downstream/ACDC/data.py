@@ -152,6 +152,6 @@ BENCHMARK = Benchmark(
         "gradient_checkpointing": True,
     },
     extra_keys={"reference_frame_split": "", "official_test": False, "expected_patients": 100},
-    named_configs={"phantom": {**SHORT_SEGMENTATION, "expected_patients": 6}},
+    named_configs={"phantom": {**SHORT_SEGMENTATION, "expected_patients": 6, "max_epoch": 6, "val_every_epochs": 3}},
     usage="Cardiac structures in cine-MRI.\n\ndata_root: the download (training/patient001/...), or Dataset027_ACDC.",
 )

@@ -20,6 +20,7 @@ from mg3d.datasets.segmentation_crops import CropCentres
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Case
 from mg3d.finetuning.learning_rate import describe_learning_rate, effective_learning_rate
+from mg3d.finetuning.names import experiment_name
 from mg3d.finetuning.splits import contiguous_blocks
 from mg3d.phantoms.downstream.msd import write_msd
 
@@ -101,6 +102,11 @@ def test_the_foreground_crop_loses_no_label_voxel(download: Path, organ: str) ->
         cropped = prepare_case(case, task)
         whole = prepare_case(case, replace(task, foreground_crop="none"))
         assert int(cropped.label.sum()) == int(whole.label.sum()) > 0
+
+
+def test_lung_and_colon_runs_have_folders_of_their_own() -> None:
+    names = {experiment_name(config(BENCHMARK, organ=organ)) for organ in ORGANS}
+    assert names == {"MSD-lung-swin_b-full-fold0", "MSD-colon-swin_b-full-fold0"}
 
 
 def test_twice_as_many_crops_on_tumour_where_asked_for(download: Path) -> None:
