@@ -104,9 +104,12 @@ def _read(case: Case, path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(error.message, error.remedy or MEND, case_id=case.id) from error
     except OSError as error:
         raise DataError(error.strerror or str(error), MEND, case_id=case.id, path=str(path)) from error
+    affine = raw.affine
+    if not raw.oriented and raw.spacing_mm is not None:  # then the matrix has unit voxels
+        affine = affine @ np.diag([*raw.spacing_mm, 1.0])
     if (raw.slope, raw.intercept) == (1.0, 0.0):
-        return raw.voxels_xyz, raw.affine
-    return raw.voxels_xyz.astype(np.float32) * np.float32(raw.slope) + np.float32(raw.intercept), raw.affine
+        return raw.voxels_xyz, affine
+    return raw.voxels_xyz.astype(np.float32) * np.float32(raw.slope) + np.float32(raw.intercept), affine
 
 
 def _apart(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> float:

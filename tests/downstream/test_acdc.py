@@ -233,6 +233,18 @@ def test_no_label_voxel_is_lost_and_a_perfect_prediction_is_perfect(download: Pa
         assert all(row["phase"] in ("ED", "ES") and row["group"] in ("NOR", "MINF") for row in rows)
 
 
+def test_a_header_without_directions_still_gives_the_spacing(tmp_path: Path) -> None:
+    voxels = np.arange(12 * 10 * 6, dtype=np.int16).reshape(12, 10, 6)
+    image = nib.Nifti1Image(voxels, None)
+    image.header.set_zooms((1.5, 1.25, 10.0))
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, tmp_path / "patient001_frame01.nii.gz")
+    case = Case("patient001_frame01", "patient001", tmp_path / "patient001_frame01.nii.gz")
+    prepared = prepare_case(case, BENCHMARK.resolve_task(config(BENCHMARK)))
+    assert prepared.grid.stored_spacing_mm == pytest.approx((1.5, 1.25, 10.0))
+
+
 def test_the_published_crop_is_that_of_the_z_score() -> None:
     assert BENCHMARK.resolve_task(config(BENCHMARK)).foreground_crop == "raw"
     assert BENCHMARK.resolve_task(config(BENCHMARK, protocol="reference")).foreground_crop == "reference_zscore"
