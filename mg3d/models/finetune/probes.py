@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ def run_probe(
     Raises:
         DataError: too few training cases.
     """
+    _check_enough(cfg, task, datamodule.splits.train)
     cases = {part: {case.id: case for case in getattr(datamodule.splits, part)} for part in ("train", "val", "test")}
     found = {part: case_features(module, datamodule, cfg, part) for part in cases}
     train = found.pop("train")
@@ -117,11 +119,11 @@ def probe_probabilities(
         found = multiclass_probe_probabilities(
             train_features, train_targets[:, 0], train_groups, test_features, len(task.outputs), cfg.seed
         )
-        return _enough(found, "a class")
+        return _enough(found, "every class")
     columns = [
         linear_probe_scores(train_features, values, train_groups, test_features, cfg.seed) for values in train_targets.T
     ]
-    odds = [_enough(scores, name) for scores, name in zip(columns, task.outputs, strict=True)]
+    odds = [_enough(scores, f"and without {name}") for scores, name in zip(columns, task.outputs, strict=True)]
     return 0.5 * (1.0 + np.tanh(0.5 * np.stack(odds, axis=1)))
 
 
@@ -210,10 +212,23 @@ def _targets(cases: list[Case], task: ClassificationTask) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def _check_enough(cfg: FinetuneConfig, task: ClassificationTask, cases: Sequence[Case]) -> None:
+    """Refuse a linear probe that has too few patients before features are computed."""
+    if cfg.mode != "linear_probe":
+        return
+    targets = _targets(list(cases), task)
+    multiclass = task.kind == "multiclass"
+    for column, name in zip(targets.T, ("",) if multiclass else task.outputs, strict=True):
+        for value in np.unique(column) if multiclass else (0, 1):
+            patients = {case.patient for case, target in zip(cases, column, strict=True) if target == value}
+            if len(patients) < MIN_CASES_PER_CLASS:
+                _enough(None, "every class" if multiclass else f"and without {name}")
+
+
 def _enough(found: np.ndarray | None, what: str) -> np.ndarray:
     if found is None:
         raise DataError(
-            f"the linear probe needs {MIN_CASES_PER_CLASS} training patients with and without {what}",
+            f"the linear probe needs {MIN_CASES_PER_CLASS} training patients with {what}",
             "raise data_fraction, or write mode=knn_probe",
         )
     return found

@@ -82,6 +82,14 @@ def test_a_linear_probe_needs_patients_of_both_kinds(tmp_path: Path) -> None:
         )
 
 
+def test_too_few_patients_are_refused_before_features_are_computed(tmp_path: Path, splits: Splits) -> None:
+    cfg = config(tmp_path, mode="linear_probe")
+    few = dataclasses.replace(splits, train=splits.train[4:])
+    with pytest.raises(DataError, match="and without finding"):
+        run_probe(build(cfg, task()), data(cfg, task(), few), cfg, task())
+    assert not (tmp_path / "work" / "features").exists()
+
+
 @pytest.mark.parametrize("mode", ["linear_probe", "knn_probe"])
 def test_a_probe_gives_the_rows_of_a_classifier(tmp_path: Path, splits: Splits, mode: str) -> None:
     cfg = config(tmp_path, mode=mode)
