@@ -120,7 +120,7 @@ def write_phantom(root: Path, seed: int) -> None:
     """Ten subsets of two drawn scans."""
     from mg3d.phantoms.downstream.luna16 import write_luna16
 
-    write_luna16(root, seed=seed)
+    write_luna16(root, nodules=3, decoys=9, seed=seed)
 
 
 TASK = ClassificationTask(
@@ -159,7 +159,7 @@ BENCHMARK = Benchmark(
         "complete": True,
     },
     named_configs={
-        "phantom": {"complete": False, "batch_size": 16, "max_epoch": 6, "val_every_epochs": 2},
+        "phantom": {"complete": False, "batch_size": 10, "max_epoch": 4, "val_every_epochs": 2, "learning_rate": 1e-3},
         "published": {
             "protocol": "reference",
             "axis_order": "xyz",

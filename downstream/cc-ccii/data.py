@@ -159,11 +159,11 @@ BENCHMARK = Benchmark(
     named_configs={
         "phantom": {
             "complete": False,
-            "depth": 32,
-            "image_size": 96,
-            "crop": 80,
+            "depth": 28,
+            "image_size": 64,
+            "crop": 56,
             "jitter": 3,
-            "max_epoch": 8,
+            "max_epoch": 10,
             "warmup_epochs": 1,
             "learning_rate": 1e-3,
         },

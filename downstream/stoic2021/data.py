@@ -150,7 +150,7 @@ BENCHMARK = Benchmark(
     },
     extra_keys={"split_seed": 0, "noise": 0.05, "complete": True},
     named_configs={
-        "phantom": {"complete": False, "roi": [48, 48, 48], "batch_size": 4, "max_epoch": 8, "learning_rate": 1e-3},
+        "phantom": {"complete": False, "roi": [42, 42, 42], "batch_size": 4, "max_epoch": 10, "learning_rate": 1e-3},
         "published": {"protocol": "reference", "augment": False, "precision": 16},
     },
     usage="COVID-19 and its severity on STOIC 2021: AUROC of severity among the COVID positive, accuracies",

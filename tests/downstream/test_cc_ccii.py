@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from entry import metrics_of, rows_of, start
 from folders import config, load_folder
 from PIL import Image
 
@@ -280,3 +281,23 @@ def test_the_full_check_decodes_every_slice(own_copy: Path) -> None:
     assert BENCHMARK.check_data(config(BENCHMARK, data_root=str(own_copy))) == []
     found = BENCHMARK.check_data(config(BENCHMARK, data_root=str(own_copy), full_check=True))
     assert len(found) == 1 and "NCP/7/8/0000.png" in found[0]
+
+
+@pytest.mark.slow
+def test_the_phantom_run_from_another_folder(tmp_path: Path) -> None:
+    write_cc_ccii(tmp_path / "in", patients=4, size=32, slices=(5, 9))
+    words = [
+        f"{key}={tmp_path / place}" for key, place in (("data_root", "in"), ("work_dir", "work"), ("log_dir", "out"))
+    ]
+    few = ("max_epoch=1", "depth=14", "image_size=32", "crop=28", "bootstrap_rounds=20", "num_gpus=0", "num_threads=1")
+    done = start("cc-ccii", tmp_path, "with", "phantom", *words, *few)
+    assert done.code == 0, done.told[-3000:]
+    run_dir = Path(done.answer["run_dir"])
+    metrics, rows = metrics_of(run_dir), rows_of(run_dir)
+    assert {"accuracy", "macro_f1", "macro_auroc", "patient_accuracy_mean", "patient_accuracy_majority"} <= set(metrics)
+    assert metrics["confusion"]["classes"] == list(CLASSES) and sum(map(sum, metrics["confusion"]["counts"])) == len(
+        rows
+    )
+    for row in rows:
+        assert sum(float(row[f"prob_{name}"]) for name in CLASSES) == pytest.approx(1.0) and row["target"] in "012"
+    assert metrics["patient_accuracy_mean"]["n"] == len({row["patient"] for row in rows}) < len(rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from entry import metrics_of, rows_of, start
 from folders import config, load_folder
 
 from mg3d.datasets.fitting import clamped_start
@@ -286,3 +287,22 @@ def test_an_empty_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="candidates"):
         BENCHMARK.prepare(nowhere)
     assert BENCHMARK.check_data(nowhere)
+
+
+@pytest.mark.slow
+def test_the_phantom_run_from_another_folder(tmp_path: Path) -> None:
+    write_luna16(tmp_path / "in", subsets=(0, 5, 7), scans=1, nodules=2, decoys=4, shape=(50, 56, 56))
+    words = [
+        f"{key}={tmp_path / place}" for key, place in (("data_root", "in"), ("work_dir", "work"), ("log_dir", "out"))
+    ]
+    few = ("max_epoch=1", "val_every_epochs=1", "batch_size=4", "bootstrap_rounds=20", "num_gpus=0", "num_threads=1")
+    done = start("Luna16", tmp_path, "with", "phantom", *words, *few)
+    assert done.code == 0, done.told[-3000:]
+    run_dir = Path(done.answer["run_dir"])
+    metrics, rows = metrics_of(run_dir), rows_of(run_dir)
+    assert metrics["cases"] == {"train": 6, "val": 6, "test": 6} and metrics["protocol"] == "clean"
+    assert {"auroc", "ap", "cpm", "froc@0.125", "froc@8", "sensitivity@0.05"} <= set(metrics)
+    assert metrics["cpm"]["n"] == 1 and done.answer["cpm"] == pytest.approx(metrics["cpm"]["mean"])
+    table = read_table(run_dir / "results_test.csv", ("Index", "name", "gts", "preds"))
+    assert [float(row["preds"]) for row in table] == pytest.approx([float(row["prob_nodule"]) for row in rows])
+    assert all(0 <= float(row["prob_nodule"]) <= 1 for row in rows) and (run_dir / "report.html").is_file()

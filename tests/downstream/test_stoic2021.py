@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from entry import metrics_of, rows_of, start
 from folders import config, load_folder
 
 from mg3d.datasets.fitting import resize_linear, window_to_unit
@@ -196,3 +197,22 @@ def test_outcomes_other_than_0_and_1_are_refused(own_copy: Path) -> None:
     assert "0 or 1" in BENCHMARK.check_data(config(BENCHMARK, data_root=str(own_copy)))[0]
     with pytest.raises(DataError, match="line 2"):
         BENCHMARK.splits(config(BENCHMARK, data_root=str(own_copy)))
+
+
+@pytest.mark.slow
+def test_the_phantom_run_from_another_folder(tmp_path: Path) -> None:
+    write_stoic2021(tmp_path / "in", patients=24, shape=(32, 32, 32))
+    words = [
+        f"{key}={tmp_path / place}" for key, place in (("data_root", "in"), ("work_dir", "work"), ("log_dir", "out"))
+    ]
+    few = ("max_epoch=1", "roi=[28,28,28]", "bootstrap_rounds=20", "num_gpus=0", "num_threads=1")
+    done = start("stoic2021", tmp_path, "with", "phantom", *words, *few)
+    assert done.code == 0, done.told[-3000:]
+    run_dir = Path(done.answer["run_dir"])
+    metrics, rows = metrics_of(run_dir), rows_of(run_dir)
+    assert {"accCOVID", "aucCOVID", "accSevere", "aucSevere"} <= set(metrics) and sum(metrics["cases"].values()) == 24
+    assert set(metrics["auroc"]["per_class"]) == {"COVID", "Severe"}
+    parts = json.loads((run_dir / "splits.json").read_text(encoding="utf-8"))
+    assert not set(parts["train"]) & set(parts["val"]) and not set(parts["train"]) & set(parts["test"])
+    table = read_table(run_dir / "result.csv", ("PatientID", "probCOVID", "probSevere"))
+    assert [row["PatientID"] for row in table] == [row["id"] for row in rows] and len(rows) == len(parts["test"])
