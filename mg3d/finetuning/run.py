@@ -23,6 +23,7 @@ from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.evaluation import Evaluation, evaluate_checkpoints, finish_report, score_probe
 from mg3d.finetuning.kinds import build_datamodule, build_module
 from mg3d.finetuning.learning_rate import describe_learning_rate, effective_learning_rate
+from mg3d.finetuning.names import experiment_name, weights_label
 from mg3d.finetuning.preparation import prepare_data
 from mg3d.finetuning.splits import data_fraction, permuted_images, permuted_labels, refuse_leakage
 from mg3d.finetuning.validation_log import ValidationLog
@@ -46,26 +47,7 @@ from mg3d.training.trainer import (
 
 log = logging.getLogger(__name__)
 
-__all__ = ["experiment_name", "run", "settings_of", "weights_label"]
-
-
-def weights_label(weights: str) -> str:
-    """Short name of weights for folders and tables: of a checkpoint its run, of a file its stem; empty for none."""
-    if not weights:
-        return ""
-    parts = [part for part in Path(weights).parts if part not in (CHECKPOINTS, "/", "~")]
-    generic = ("last.ckpt", "best.ckpt", "model.safetensors")
-    if parts[-1] in generic or parts[-1].startswith("version_"):
-        parts = parts[:-1] if parts[-1] in generic else parts
-        return "-".join(parts[-2:]) if parts[-1].startswith("version_") else parts[-1]
-    return Path(parts[-1]).stem
-
-
-def experiment_name(cfg: FinetuneConfig) -> str:
-    """Name of the folder that holds the versions of a run: the same command always gives the same one."""
-    fraction = f"-{cfg.data_fraction:g}" if cfg.data_fraction < 1 else ""
-    start = "-scratch" if cfg.scratch else ""
-    return cfg.run_name or f"{cfg.benchmark}-{cfg.encoder}-{cfg.mode}-fold{cfg.fold}{fraction}{start}"
+__all__ = ["run", "settings_of"]
 
 
 def settings_of(cfg: FinetuneConfig, world_size: int) -> RunSettings:
