@@ -148,7 +148,7 @@ def _turn(
     image: np.ndarray, label: np.ndarray, options: AugmentationOptions, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     if options.flip_p > 0:
-        axes = [axis for axis in range(3) if rng.random() < options.flip_p]
+        axes = tuple(axis for axis in range(3) if rng.random() < options.flip_p)
         image, label = np.flip(image, axes), np.flip(label, axes)
     if options.rot90_p > 0 and rng.random() < options.rot90_p:
         turns = int(rng.integers(1, options.rot90_max + 1))

@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -57,7 +58,7 @@ def _as_nifti(labels: np.ndarray, image: Path) -> nib.Nifti1Image:
         raw = read_scan(image)
         _check_shape(labels, raw.voxels_xyz.shape, image)
         return nib.Nifti1Image(labels, raw.affine)
-    source = nib.load(image)
+    source: Any = nib.load(image)
     _check_shape(labels, source.shape, image)
     header = source.header.copy()
     header.set_data_dtype(np.uint8)
