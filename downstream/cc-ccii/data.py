@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,14 @@ from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Benchmark, Case, ClassificationTask, Splits
 from mg3d.finetuning.scan_checks import problem, problem_of
 from mg3d.finetuning.scan_lists import cases_of_list, check_series, read_scan_list, scan_name, vote_entries
-from mg3d.finetuning.splits import nested_splits, patient_kfold
+from mg3d.finetuning.splits import patient_kfold
 from prepare import CLASSES, LIST, arrays_folder, find_scans, prepare
 
 if TYPE_CHECKING:
     from mg3d.finetuning.config import FinetuneConfig
 
 PUBLISHED_SCANS = 4_178  # that the published split tables name
+SELECTING_PARTS = 6
 BRIGHTNESS, CONTRAST = 7, 5  # per cent
 
 
@@ -69,12 +70,25 @@ def split_tables(cfg: FinetuneConfig) -> dict[int, dict[str, Path]]:
 def splits(cfg: FinetuneConfig) -> Splits:
     """The published tables where they are, else patients in seeded folds of equal class shares.
 
-    A published valid table is reported on; what chooses the epoch is then taken from the train table.
+    A sixth of the training patients, in the class shares of all, chooses the epoch.
     """
     folder, tables = arrays_folder(cfg), split_tables(cfg)
-    if not tables:
-        found, _ = cases_of_list(folder / LIST, folder, CLASSES)
-        return nested_splits(patient_kfold(found, cfg.num_folds, cfg.seed), cfg)
+    train, held, notes = _published(cfg, tables, folder) if tables else _own(cfg, folder)
+    if cfg.protocol == "reference":
+        return Splits(train, held, held, (*notes, "selection = reporting"))
+    selecting, *rest = patient_kfold(train, SELECTING_PARTS, cfg.seed)
+    return Splits(tuple(case for part in rest for case in part), selecting, held, notes)
+
+
+def _own(cfg: FinetuneConfig, folder: Path) -> tuple[tuple[Case, ...], tuple[Case, ...], tuple[str, ...]]:
+    found, _ = cases_of_list(folder / LIST, folder, CLASSES)
+    folds = patient_kfold(found, cfg.num_folds, cfg.seed)
+    return tuple(case for k, fold in enumerate(folds) if k != cfg.fold for case in fold), folds[cfg.fold], ()
+
+
+def _published(
+    cfg: FinetuneConfig, tables: Mapping[int, Mapping[str, Path]], folder: Path
+) -> tuple[tuple[Case, ...], tuple[Case, ...], tuple[str, ...]]:
     if cfg.fold not in tables:
         raise ConfigError(f"fold={cfg.fold}, but there are tables of {sorted(tables)}", "choose one of these")
     (train, lost), (held, missed) = (
@@ -84,16 +98,7 @@ def splits(cfg: FinetuneConfig) -> Splits:
     notes = [f"{lost + missed} scans of the tables have no array (absent or unreadable)"] if lost + missed else []
     if len(tables) > 1 and common:
         notes.append(f"published tables, no partition: {len(common)} scans are in every valid table")
-    if cfg.protocol == "reference":
-        return Splits(tuple(train), tuple(held), tuple(held), (*notes, "selection = reporting"))
-    fitted, chosen = carve(train, cfg.seed)
-    return Splits(fitted, chosen, tuple(held), tuple(notes))
-
-
-def carve(train: Sequence[Case], seed: int, parts: int = 8) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Take an eighth of the training patients, in the class shares of all, to choose the epoch with."""
-    chosen, *rest = patient_kfold(train, parts, seed)
-    return tuple(case for part in rest for case in part), chosen
+    return tuple(train), tuple(held), tuple(notes)
 
 
 def check_data(cfg: FinetuneConfig) -> list[str]:
@@ -164,6 +169,7 @@ BENCHMARK = Benchmark(
             "crop": 56,
             "jitter": 3,
             "max_epoch": 10,
+            "val_every_epochs": 2,
             "warmup_epochs": 1,
             "learning_rate": 1e-3,
         },
