@@ -71,9 +71,10 @@ def evaluate_checkpoints(
     if not wanted:
         return found
     module.ensemble = list(members)
-    for name, path in reversed((checkpoints or {"last": None}).items()):  # type: ignore[arg-type]
+    states: list[tuple[str, Path | None]] = [*checkpoints.items()] or [("last", None)]
+    for name, path in reversed(states):
         step = trainer.global_step if path is None else load_state(module, path)
-        selected = name == next(iter(checkpoints), "last")
+        selected = name == states[0][0]
         if not selected and ("evaluate" not in wanted or step == _step_of(checkpoints)):
             continue
         module.prediction_dir = run_dir / PREDICTIONS if selected and cfg.predict and "predict" in wanted else None

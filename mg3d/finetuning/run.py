@@ -146,7 +146,7 @@ def _execute(job: _Job) -> dict[str, Any]:
     module = build_module(cfg, task, steps)
     if cfg.weights and not cfg.scratch:
         _load_weights(job, cfg, module)
-    if _is_probe(cfg, task):
+    if isinstance(task, ClassificationTask) and _is_probe(cfg, task):
         module.to(job.device)
         evaluation = score_probe(cfg, task, module, datamodule)
         done = 0

@@ -171,7 +171,7 @@ def _own_metrics(
         drawn = []
         for row in weights:
             index = np.repeat(np.arange(len(ids)), row.astype(int))
-            drawn.append(dict(compute([ids[k] for k in index], probabilities[index], targets[index])))
+            drawn.append(dict(compute([ids[k] for k in index.tolist()], probabilities[index], targets[index])))
         return {name: np.asarray([values.get(name, np.nan) for values in drawn], dtype=float) for name in drawn[0]}
 
     affordable = min(rounds, OWN_METRIC_ROUNDS, OWN_METRIC_WORK // max(len(ids), 1))
