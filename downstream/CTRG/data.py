@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mg3d.datasets.labels import CHEXBERT_LABELS
 from mg3d.datasets.report_vocabulary import MAX_TOKENS, MIN_COUNT, ReportVocabulary, clean_published
 from mg3d.datasets.seeding import draw_patients
 from mg3d.errors import DataError
@@ -68,20 +67,23 @@ def read_annotation(cfg: FinetuneConfig) -> dict[str, list[dict[str, Any]]]:
     return parts
 
 
-def read_labels(cfg: FinetuneConfig) -> dict[str, tuple[float, ...]]:
-    """Case id -> 14 values, 1 where the table says present (code 1); empty without a table.
+def read_labels(cfg: FinetuneConfig) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
+    """Names of the labels, and case id -> 0 or 1 each: 1 where the table says present (code 1).
+
+    CTRG's own table has CheXbert's 14 columns; any other labeller's may take its place.
 
     Raises:
-        DataError: other columns, or a code that is none of 0 to 3.
+        DataError: no such table, or no id or label in it.
     """
     path = Path(cfg.data_root) / cfg.extra["labels"]
     if not path.is_file():
-        return {}
+        raise DataError("no table of labels for the losses", "or: label_loss=0 ranking_loss=0", path=str(path))
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    if not rows or not {"id", *CHEXBERT_LABELS} <= rows[0].keys():
-        raise DataError(f"needs the columns id, {', '.join(CHEXBERT_LABELS)}", "download it again", path=str(path))
-    return {name_of(row["id"]): tuple(float(row[name] == PRESENT) for name in CHEXBERT_LABELS) for row in rows}
+    names = tuple(name for name in (rows[0] if rows else {}) if name != "id")
+    if not names or "id" not in rows[0]:
+        raise DataError("needs a column id and one of each label", "download it again", path=str(path))
+    return names, {name_of(row["id"]): tuple(float(row[name] == PRESENT) for name in names) for row in rows}
 
 
 def name_of(entry_id: Any) -> str:
@@ -109,7 +111,7 @@ def splits(cfg: FinetuneConfig) -> Splits:
 
     With ``protocol=reference`` the published lists count, whose val and test are the same studies (D60).
     """
-    lists, labels = read_annotation(cfg), _used_labels(cfg)
+    lists, (_, labels) = read_annotation(cfg), _used_labels(cfg)
     train, val, test = (_cases(lists[part], cfg, labels) for part in ("train", "val", "test"))
     if cfg.protocol == "reference":
         return Splits(tuple(train), tuple(val), tuple(test), ("selection = reporting",))
@@ -123,19 +125,9 @@ def splits(cfg: FinetuneConfig) -> Splits:
     return Splits(*(tuple(part) for part in parts), tuple(test), tuple(notes))
 
 
-def _used_labels(cfg: FinetuneConfig) -> dict[str, tuple[float, ...]]:
-    """Labels where a loss learns them.
-
-    Raises:
-        DataError: a loss needs them and there is no table.
-    """
-    if not (cfg.extra["label_loss"] or cfg.extra["ranking_loss"]):
-        return {}
-    labels = read_labels(cfg)
-    if not labels:
-        place = str(Path(cfg.data_root) / cfg.extra["labels"])
-        raise DataError("the label and ranking losses need this table", "or: label_loss=0 ranking_loss=0", path=place)
-    return labels
+def _used_labels(cfg: FinetuneConfig) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
+    """Labels where a loss learns them."""
+    return read_labels(cfg) if cfg.extra["label_loss"] or cfg.extra["ranking_loss"] else ((), {})
 
 
 def task_for(cfg: FinetuneConfig) -> ReportTask:
@@ -146,8 +138,7 @@ def task_for(cfg: FinetuneConfig) -> ReportTask:
     options = {key: cfg.extra[key] for key in TASK_KEYS}
     if cfg.protocol == "reference":
         options["text_memory"] = 1.0
-    labels = CHEXBERT_LABELS if options["label_loss"] or options["ranking_loss"] else ()
-    task = replace(TASK, reports=reports, vocabulary=vocabulary, labels=labels, **options)
+    task = replace(TASK, reports=reports, vocabulary=vocabulary, labels=_used_labels(cfg)[0], **options)
     if not cfg.phantom:
         return task
     from mg3d.phantoms.findings import FINDINGS
@@ -161,7 +152,7 @@ def check_data(cfg: FinetuneConfig) -> list[str]:
     lines: list[str] = []
     try:
         lists = read_annotation(cfg)
-        labels = _used_labels(cfg)
+        labels = _used_labels(cfg)[1]
     except DataError as error:
         return [str(error).replace("\n  ", " ")]
     root, entries = Path(cfg.data_root), {name_of(row["id"]): row for rows in lists.values() for row in rows}
@@ -220,7 +211,18 @@ BENCHMARK = Benchmark(
         **TASK_KEYS,
     },
     named_configs={
-        "phantom": {"roi": [64, 64, 64], "freeze": "encoder", "cache": "memory", "max_epoch": 30, "batch_size": 16},
+        "phantom": {
+            "labels": "planted_findings.csv",
+            "roi": [32, 32, 32],
+            "freeze": "encoder",
+            "cache": "memory",
+            "max_epoch": 40,
+            "val_every_epochs": 10,
+            "batch_size": 16,
+            "learning_rate": 2e-3,
+            "width": 96,
+            "label_loss": 1.0,
+        },
         "frozen": {"freeze": "encoder", "cache": "memory"},
         "words_only_reference": {"protocol": "reference", "label_loss": 0.0, "ranking_loss": 0.0},
     },

@@ -100,7 +100,8 @@ def test_only_code_1_is_present(own_copy: Path) -> None:
 
 
 def test_the_phantom_labels_agree_with_its_reports(download: Path) -> None:
-    labels = ctrg.read_labels(cfg_of(download))
+    names, labels = ctrg.read_labels(cfg_of(download))
+    assert names == CHEXBERT_LABELS
     texts = {row["id"]: row["report"] for rows in ctrg.read_annotation(cfg_of(download)).values() for row in rows}
     column = {"Cardiomegaly": "cardiomegaly", "Pleural effusion": "pleural_effusion", "Lung nodule": "lung_lesion"}
     for name, values in labels.items():

@@ -6,6 +6,7 @@ L ids of a report, T = L - 1 predicted positions, V words (ids 0..V), N rows of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from mg3d.models.finetune.memory_layers import (
     UnbiasedNorm,
     WordEmbedding,
 )
+
+PATCH_SCALE = 4.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class GeneratorOptions:
         longest: most ids of a report.
         text_memory: share of the training images whose memory sees the report that is to be written. Published: all
             (1.0), though none does when reports are generated.
-        token_places: number of encoder tokens that get a learned place vector; 0 is as published: then the decoder
-            cannot tell which part of the chest, or which label, a token stands for.
+        places: P if the generator knows where a patch is: every encoder token has a learned place vector, z_img is a
+            linear map of all patches, and the label priors hold it. 0 is as published: z_img is a map of the patches'
+            mean, and the decoder cannot tell which part of the chest, or which label, a token stands for.
     """
 
     words: int
@@ -55,7 +59,7 @@ class GeneratorOptions:
     dropout: float = 0.1
     longest: int = 152
     text_memory: float = 1.0
-    token_places: int = 0
+    places: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """Plain form for the metadata of weights."""
@@ -99,14 +103,15 @@ class MemoryGenerator(nn.Module):
         # a constant of the published code, but saved and moved with the weights (D62)
         self.register_buffer("memory", torch.eye(options.memory_slots, width))
         self.register_buffer("memory_mask", torch.ones(1, 1, 1, options.memory_slots, dtype=torch.bool))
-        self.image_map = nn.Linear(options.feature_width, width)
+        self.image_map = nn.Linear(options.feature_width * max(options.places, 1), width)
         self.image_labels = nn.Linear(width, options.labels)
         self.text_labels = nn.Linear(width, options.labels)
         self.memory_map = nn.Linear(width, width)
         self.label_map = nn.Linear(1, width)
         self.prior_map = nn.Linear(width, options.feature_width)
         self.token_map = nn.Linear(options.feature_width, width)
-        self.token_places = nn.Parameter(torch.empty(options.token_places, width)) if options.token_places else None
+        tokens = options.places + options.labels
+        self.token_places = nn.Parameter(torch.empty(tokens, width)) if options.places else None
         self.write, self.read = CachedAttention(width, heads, rate), CachedAttention(width, heads, rate)
         self.norm_memory, self.norm_labels = UnbiasedNorm(width), UnbiasedNorm(width)
         self.dropout = nn.Dropout(rate)
@@ -128,6 +133,8 @@ class MemoryGenerator(nn.Module):
         for extra in (self.image_map, self.image_labels, self.text_labels, self.memory_map, self.label_map):
             nn.init.kaiming_normal_(extra.weight)
             nn.init.zeros_(extra.bias)
+        if self.options.places:
+            nn.init.normal_(self.image_map.weight, std=1 / PATCH_SCALE)  # its input is scaled, see image_vector
 
     def forward(
         self, feat_BPF: Tensor, image_BF: Tensor, ids_BL: Tensor, *, encode_report: bool = True
@@ -143,7 +150,7 @@ class MemoryGenerator(nn.Module):
         Returns:
             Logits and the vectors of the other losses.
         """
-        image_BE = self.image_map(image_BF)
+        image_BE = self.image_vector(feat_BPF, image_BF)
         labels_BC = self.image_labels(image_BE)
         memory_BME = self.initial_memory(len(ids_BL))
         told = self.training and self.options.text_memory > 0
@@ -152,7 +159,7 @@ class MemoryGenerator(nn.Module):
             update = self.write(self.norm_memory(memory_BME), text_BLE, seen_BL[:, None, None])
             told_B = torch.rand(len(ids_BL), device=update.device) < self.options.text_memory
             memory_BME = memory_BME + self.dropout(update) * told_B[:, None, None]
-        tokens_BSE = self.encode_tokens(self.encoder_tokens(feat_BPF, labels_BC, memory_BME))
+        tokens_BSE = self.encode_tokens(self.encoder_tokens(feat_BPF, image_BE, memory_BME))
         logits = self.scores(self._decode(ids_BL[:, :-1], tokens_BSE))
         if text_BLE is None:
             return GeneratorOutput(logits, labels_BC, image_BE)
@@ -183,9 +190,21 @@ class MemoryGenerator(nn.Module):
         """Memory before any report: the constant slots, mapped; [B, M, E]."""
         return self.memory_map(self.memory).expand(batch, -1, -1)
 
-    def encoder_tokens(self, feat_BPF: Tensor, labels_BC: Tensor, memory_BME: Tensor) -> Tensor:
+    def image_vector(self, feat_BPF: Tensor, image_BF: Tensor) -> Tensor:
+        """z_img [B, E].
+
+        Over all patches the input is scaled down to the length `PATCH_SCALE`: a step of Adam then changes the output no
+        more than with few inputs, and few training images are not learned by heart.
+        """
+        if not self.options.places:
+            return self.image_map(image_BF)
+        return self.image_map(feat_BPF.flatten(1) * (PATCH_SCALE / math.sqrt(self.image_map.in_features)))
+
+    def encoder_tokens(self, feat_BPF: Tensor, image_BE: Tensor, memory_BME: Tensor) -> Tensor:
         """Patch features and label priors side by side, [B, P + C, F]: 27 + 14 = 41 tokens."""
-        embedded_BCE = self.label_map(labels_BC[..., None])
+        embedded_BCE = self.label_map(self.image_labels(image_BE)[..., None])
+        if self.options.places:
+            embedded_BCE = embedded_BCE + image_BE[:, None]
         read = self.read(self.norm_labels(embedded_BCE), memory_BME, self.memory_mask)
         return torch.cat([feat_BPF, self.prior_map(embedded_BCE + self.dropout(read))], dim=1)
 
@@ -201,8 +220,8 @@ class MemoryGenerator(nn.Module):
 
     def encode(self, feat_BPF: Tensor, image_BF: Tensor) -> Tensor:
         """Encode images without reports, as at test time; [B, S, E]."""
-        labels_BC = self.image_labels(self.image_map(image_BF))
-        return self.encode_tokens(self.encoder_tokens(feat_BPF, labels_BC, self.initial_memory(len(image_BF))))
+        image_BE = self.image_vector(feat_BPF, image_BF)
+        return self.encode_tokens(self.encoder_tokens(feat_BPF, image_BE, self.initial_memory(len(image_BF))))
 
     def _decode(self, ids_BT: Tensor, tokens_BSE: Tensor) -> Tensor:
         length = ids_BT.shape[1]

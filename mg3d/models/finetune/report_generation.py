@@ -84,7 +84,7 @@ class ReportGenerationModule(pl.LightningModule):
                 hidden=task.width,
                 longest=task.max_tokens + 2,
                 text_memory=task.text_memory,
-                token_places=0 if published else PATCHES + max(len(task.labels), 1),
+                places=0 if published else PATCHES,
             )
         )
         self.search = SearchOptions(

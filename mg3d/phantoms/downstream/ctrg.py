@@ -19,9 +19,10 @@ from mg3d.phantoms.ctrg_layout import write_annotation, write_slices
 from mg3d.phantoms.findings import FINDINGS
 from mg3d.phantoms.studies import Study, plan_studies
 
-__all__ = ["FINDING_TABLE", "finding_codes", "plan_ctrg", "write_ctrg"]
+__all__ = ["FINDING_TABLE", "PLANTED_TABLE", "finding_codes", "plan_ctrg", "write_ctrg"]
 
 FINDING_TABLE = "CTRG_finding_labels.csv"
+PLANTED_TABLE = "planted_findings.csv"
 _NOTED_AS = {
     "Cardiomegaly": "cardiomegaly",
     "Lung opacity": "lung_opacity",
@@ -36,7 +37,8 @@ def write_ctrg(root: Path, *, studies: int = 60, size: int = 48, seed: int = 0) 
     """Write the data set; the last fifth of the studies is both ``val`` and ``test``, as published.
 
     Args:
-        root: folder that receives ``Chest_New``, ``annotation.json`` and the finding table.
+        root: folder that receives ``Chest_New``, ``annotation.json``, the published finding table, and one of what was
+            drawn.
         studies: number of studies.
         size: slices, and voxels drawn per axis, at least 32.
         seed: seed of everything; a longer list begins with the shorter one.
@@ -45,7 +47,9 @@ def write_ctrg(root: Path, *, studies: int = 60, size: int = 48, seed: int = 0) 
     write_annotation(root, planned)
     for study in planned:
         write_slices(root, study)
-    _write_table(root / FINDING_TABLE, planned)
+    _write_table(root / FINDING_TABLE, CHEXBERT_LABELS, [finding_codes(study) for study in planned], planned)
+    drawn = [{lesion.finding for lesion in study.case.lesions} for study in planned]
+    _write_table(root / PLANTED_TABLE, FINDINGS, [[int(name in each) for name in FINDINGS] for each in drawn], planned)
 
 
 def plan_ctrg(studies: int, size: int, seed: int) -> list[Study]:
@@ -74,11 +78,11 @@ def finding_codes(study: Study) -> list[int]:
     return [*codes[:-1], 0 if study.case.lesions else 1]
 
 
-def _write_table(path: Path, studies: Sequence[Study]) -> None:
+def _write_table(path: Path, names: Sequence[str], codes: Sequence[Sequence[int]], studies: Sequence[Study]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", *CHEXBERT_LABELS])
-        writer.writerows([study.patient, *finding_codes(study)] for study in studies)
+        writer.writerow(["id", *names])
+        writer.writerows([study.patient, *row] for study, row in zip(studies, codes, strict=True))
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def test_shapes() -> None:
     assert output.logits.shape == (3, 5, 41)
     assert output.image_labels.shape == output.text_labels.shape == (3, 14)
     assert output.image.shape == output.text.shape == (3, 32)
-    tokens = model.encoder_tokens(feat, output.image_labels, model.initial_memory(3))
+    tokens = model.encoder_tokens(feat, output.image, model.initial_memory(3))
     assert tokens.shape == (3, 41, 24)
     assert model.encode(feat, whole).shape == (3, 41, 32)
 
@@ -134,7 +134,7 @@ def test_the_memory_sees_the_report_only_in_training(share: float) -> None:
 @pytest.mark.parametrize("blocked", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_cache_changes_no_report(blocked: bool, layers: int) -> None:
-    model = small(layers=layers, token_places=41).eval()
+    model = small(layers=layers, places=27).eval()
     torch.nn.init.normal_(model.scores.weight, std=0.5)
     options = SearchOptions(beams=3, max_words=20, min_words=4, block_trigrams=blocked)
     cached, prefix = (model.generate(*seen(5), options, cached=flag) for flag in (True, False))
