@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -146,7 +147,7 @@ def _looks_cut(path: Path) -> bool:
     """Whether a compressed file does not end with the length that its header promises (several members may not)."""
     import nibabel as nib
 
-    stored = nib.Nifti1Image.from_filename(path).dataobj
+    stored: Any = nib.Nifti1Image.from_filename(path).dataobj
     promised = int(stored.offset) + math.prod(stored.shape) * stored.dtype.itemsize
     if not path.name.endswith(".gz"):
         return path.stat().st_size < promised

@@ -95,13 +95,13 @@ def _render(heart: _Heart, contraction: float, rng: np.random.Generator) -> tupl
     x, y, z = heart.centre
     inner = ellipsoid_distance(axes, heart.centre, (cavity, cavity, 36.0)) <= 0
     outer = ellipsoid_distance(axes, heart.centre, (cavity + wall, cavity + wall, 36.0 + wall)) <= 0
-    beside = (x - cavity - wall - 0.35 * heart.right, y - 6.0, z)
+    beside = (x + cavity + wall + 0.35 * heart.right, y + 6.0, z)  # towards the patient's right and front
     right = ellipsoid_distance(axes, beside, (heart.right * shrink, heart.right * 1.1 * shrink, 33.0)) <= 0
     label = np.zeros(SHAPE_XYZ, dtype=np.uint8)
     for code, where in ((1, right), (2, outer), (3, inner)):
         label[where] = code
     body = ellipsoid_distance(axes, (0.0, 0.0, 0.0), (68.0, 78.0, 500.0)) <= 0
-    lungs = ellipsoid_distance(axes, (38.0, 0.0, 0.0), (26.0, 52.0, 500.0)) <= 0
+    lungs = ellipsoid_distance(axes, (-38.0, 0.0, 0.0), (26.0, 52.0, 500.0)) <= 0
     values = np.array([_TISSUE, _BLOOD, _MUSCLE, _BLOOD])[label]
     values[lungs & (label == 0)] = _LUNG
     values += _NOISE * rng.standard_normal(SHAPE_XYZ)

@@ -10,6 +10,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ Drawing = tuple[np.ndarray, np.ndarray]
 _SHAPE_DHW = (34, 64, 64)
 _TUMOUR_BIT = 0
 _FAT_HU, _MUSCLE_HU, _STOOL_GAS_HU, _TUMOUR_HU = -100.0, 45.0, -800.0, 110.0
+_ENHANCED_HU = 90  # over soft tissue, so that a network of 12 features finds a lung tumour in some thirty steps
 # corners (z, y, x) of the colon in mm: ascending, transverse, descending, sigmoid
 _COLON = ((-95.0, 20.0, -85.0), (70.0, 10.0, -95.0), (50.0, -40.0, 0.0), (80.0, 15.0, 95.0), (-90.0, 25.0, 85.0))
 
@@ -47,7 +49,8 @@ def write_msd_task(root: Path, task: str, *, cases: int = 7, test: int = 1, seed
         the folder of the task.
     """
     name, label, spacing_mm, draw = _TASKS[task]
-    folder, listed = root / name, {"training": [], "test": []}
+    folder = root / name
+    listed: dict[str, list[Any]] = {"training": [], "test": []}
     for number in range(1, cases + test + 1):
         file = f"{task}_{2 * number - 1:03d}.nii.gz"
         image, mask = draw((seed, 23, number))
@@ -73,8 +76,9 @@ def write_msd_task(root: Path, task: str, *, cases: int = 7, test: int = 1, seed
 
 
 def _draw_lung(seed: tuple[int, ...]) -> Drawing:
-    drawn = render_lesion_chest(("Lung nodule",), _SHAPE_DHW, seed, (9.0, 6.3, 6.3), extent_mm=(42.0, 70.0))
-    return drawn.hu, drawn.mask("Lung nodule").astype(np.uint8)
+    drawn = render_lesion_chest(("Lung nodule",), _SHAPE_DHW, seed, (9.0, 6.3, 6.3), extent_mm=(80.0, 120.0))
+    mask = drawn.mask("Lung nodule")
+    return drawn.hu + np.int16(_ENHANCED_HU) * mask, mask.astype(np.uint8)
 
 
 def _draw_colon(seed: tuple[int, ...]) -> Drawing:
