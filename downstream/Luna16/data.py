@@ -136,13 +136,10 @@ def task_for(cfg: FinetuneConfig) -> ClassificationTask:
 
 BENCHMARK = Benchmark(
     name="Luna16",
-    task=TASK,
-    splits=splits,
-    check_data=check_data,
-    write_phantom=write_phantom,
     prepare=prepare,
+    splits=splits,
+    task=TASK,
     task_for=task_for,
-    write_results=write_results,
     defaults={
         "learning_rate": 1.5e-4,
         "optimizer": "adam",
@@ -158,8 +155,11 @@ BENCHMARK = Benchmark(
         "rotation_degrees": 20.0,
         "complete": True,
     },
+    check_data=check_data,
+    write_results=write_results,
+    write_phantom=write_phantom,
     named_configs={
-        "phantom": {"complete": False, "batch_size": 10, "max_epoch": 4, "val_every_epochs": 2, "learning_rate": 1e-3},
+        "phantom": {"complete": False, "batch_size": 10, "max_epoch": 6, "val_every_epochs": 3, "learning_rate": 3e-3},
         "published": {
             "protocol": "reference",
             "axis_order": "xyz",

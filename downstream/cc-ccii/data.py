@@ -137,11 +137,8 @@ def task_for(cfg: FinetuneConfig) -> ClassificationTask:
 BENCHMARK = Benchmark(
     name="cc-ccii",
     task=TASK,
-    splits=splits,
-    check_data=check_data,
-    write_phantom=write_phantom,
-    prepare=prepare,
     task_for=task_for,
+    splits=splits,
     defaults={
         "num_folds": 3,
         "optimizer": "adamw_amsgrad",
@@ -151,6 +148,8 @@ BENCHMARK = Benchmark(
         "warmup_epochs": 30,
         "batch_size": 4,
     },
+    prepare=prepare,
+    check_data=check_data,
     extra_keys={
         "depth": 32,
         "depth_rule": "linear",
@@ -161,6 +160,7 @@ BENCHMARK = Benchmark(
         "split_dir": "",
         "complete": True,
     },
+    write_phantom=write_phantom,
     named_configs={
         "phantom": {
             "complete": False,
@@ -171,7 +171,7 @@ BENCHMARK = Benchmark(
             "max_epoch": 10,
             "val_every_epochs": 2,
             "warmup_epochs": 1,
-            "learning_rate": 1e-3,
+            "learning_rate": 2e-3,
         },
         "published": {"protocol": "reference", "depth": 16, "schedule_interval": "epoch", "weight_decay": 0.01},
     },

@@ -133,13 +133,10 @@ def task_for(cfg: FinetuneConfig) -> ClassificationTask:
 
 BENCHMARK = Benchmark(
     name="stoic2021",
-    task=TASK,
-    splits=splits,
-    check_data=check_data,
-    write_phantom=write_phantom,
-    prepare=prepare,
     task_for=task_for,
+    task=TASK,
     write_results=write_results,
+    prepare=prepare,
     defaults={
         "num_folds": 3,
         "learning_rate": 5e-5,
@@ -148,9 +145,12 @@ BENCHMARK = Benchmark(
         "max_epoch": 40,
         "batch_size": 2,
     },
+    splits=splits,
     extra_keys={"split_seed": 0, "noise": 0.05, "complete": True},
+    write_phantom=write_phantom,
+    check_data=check_data,
     named_configs={
-        "phantom": {"complete": False, "roi": [42, 42, 42], "batch_size": 4, "max_epoch": 10, "learning_rate": 1e-3},
+        "phantom": {"complete": False, "roi": [42, 42, 42], "batch_size": 4, "max_epoch": 12, "learning_rate": 2e-3},
         "published": {"protocol": "reference", "augment": False, "precision": 16},
     },
     usage="COVID-19 and its severity on STOIC 2021: AUROC of severity among the COVID positive, accuracies",

@@ -106,7 +106,7 @@ def vote_entries(
     from mg3d.metrics.bootstrap import metric_entries
     from mg3d.metrics.patients import patient_vote
 
-    entries = {}
+    entries: dict[str, dict[str, Any]] = {}
     for how in ("mean", "majority"):
         vote = patient_vote(probs, targets[:, 0], [name.partition("-")[0] for name in ids], how)
         right, name = (vote.probs.argmax(axis=1) == vote.targets).astype(np.float64), f"patient_accuracy_{how}"

@@ -78,7 +78,7 @@ def _write_patient(
     lesions = tuple(draw_lesion(name, rng) for name in _FINDINGS[label])
     anatomy = int(rng.integers(2**31))
     scans = [3 * patient, 3 * patient + 1][: 2 if number % 3 == 0 else 1]
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for scan in scans:
         depth = int(rng.integers(slices[0], slices[1] + 1))
         images = _draw(ChestCase(anatomy, int(rng.integers(2**31)), lesions), depth, size)

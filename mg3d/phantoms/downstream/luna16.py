@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mg3d.datasets.tables import write_table
-from mg3d.phantoms.canvas import Canvas, Grid, Placement, smooth_noise
+from mg3d.phantoms.canvas import Canvas, Grid, Placement, Point, smooth_noise
 from mg3d.phantoms.downstream.meta_image import write_mhd
 
 __all__ = ["ANNOTATION_COLUMNS", "CANDIDATE_COLUMNS", "write_luna16"]
@@ -29,9 +29,9 @@ _NODULE_HU, _VESSEL_HU, _LUNG_HU = 30.0, 0.0, -860.0
 class _Scan:
     uid: str
     hu: np.ndarray
-    centres_mm: list[tuple[float, float, float]]
+    centres_mm: list[Point]
     diameters_mm: list[float]
-    decoys_mm: list[tuple[float, float, float]]
+    decoys_mm: list[Point]
 
 
 def write_luna16(
@@ -112,19 +112,25 @@ def _draw(shape: tuple[int, int, int], nodules: int, decoys: int, rng: np.random
     vessels = []
     for _ in range(max(decoys // 2, 1)):
         start, stop = rng.uniform(-1, 1, (2, 3)) * half
-        canvas.capsule(tuple(start), tuple(stop), float(rng.uniform(0.8, 2.0)), _VESSEL_HU)
+        canvas.capsule(_point(start), _point(stop), float(rng.uniform(0.8, 2.0)), _VESSEL_HU)
         vessels.append((start + stop) / 2)
-    centres, diameters = [], []
+    centres: list[Point] = []
+    diameters: list[float] = []
     for _ in range(nodules):
-        centre, radius = tuple(float(v) for v in rng.uniform(-1, 1, 3) * inner), float(rng.uniform(3, 6))
+        centre, radius = _point(rng.uniform(-1, 1, 3) * inner), float(rng.uniform(4, 8))
         canvas.ellipsoid(centre, (radius, radius, radius), _NODULE_HU)
         centres.append(centre)
         diameters.append(round(2 * radius, 3))
     canvas.hu += 25 * rng.standard_normal(shape, dtype=np.float32)
-    places = [tuple(-np.asarray(half)), tuple(half), *map(tuple, vessels)]
+    places = [_point(-np.asarray(half)), _point(half), *map(_point, vessels)]
     while len(places) < decoys:
         place = rng.uniform(-1, 1, 3) * half
         if all(np.linalg.norm(place - centre) > 15 for centre in centres):
-            places.append(tuple(place))
+            places.append(_point(place))
     uid = f"{_UID_ROOT}.{int(rng.integers(10**17, 10**18))}"
     return _Scan(uid, np.rint(canvas.hu).clip(-1024, 3071).astype(np.int16), centres, diameters, places[:decoys])
+
+
+def _point(values: Sequence[float] | np.ndarray) -> Point:
+    z, y, x = (float(value) for value in values)
+    return z, y, x
