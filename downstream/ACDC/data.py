@@ -96,6 +96,8 @@ def splits(cfg: FinetuneConfig) -> Splits:
     if not cfg.extra["official_test"]:
         return chosen
     official = tuple(case for case in read_cases(folder, "Ts") if case.label is not None and case.label.is_file())
+    if not official:
+        raise DataError("no labels of test patients", "leave official_test out", path=str(folder / "labelsTs"))
     return Splits(chosen.train, chosen.val + chosen.test, official, ("reported on the official test patients",))
 
 
@@ -111,7 +113,8 @@ def check_data(cfg: FinetuneConfig) -> list[str]:
             lines.append(problem_of(error))
             continue
         names = {file.name for case in pair for file in (case.image, case.label) if file}
-        lines += unexpected_files(patient, {"Info.cfg", f"{patient.name}_4d.nii.gz", *names}.__contains__)
+        names |= {"Info.cfg", "MANDATORY_CITATION.md", f"{patient.name}_4d.nii.gz"}
+        lines += unexpected_files(patient, names.__contains__)
         cases += pair
     expected = [f"patient{number:03d}" for number in range(1, cfg.extra["expected_patients"] + 1)]
     lines += missing_names(patients[0].parent, {path.name for path in patients}, expected)

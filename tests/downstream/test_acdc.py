@@ -17,6 +17,7 @@ from mg3d.datasets.segmentation_case import prepare_case
 from mg3d.datasets.segmentation_crops import draw_crops
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Case
+from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.decathlon import listed_splits
 from mg3d.models.finetune.segmentation_rows import scored_rows
 from mg3d.phantoms.downstream.acdc import SHAPE_XYZ, SPACING_MM, write_acdc
@@ -103,6 +104,27 @@ def test_a_stopped_conversion_goes_on_and_a_finished_one_is_kept(own_copy: Path,
     assert first.stat().st_ino == before
     assert len(acdc.read_cases(acdc.prepared_folder(cfg))) == 2 * PATIENTS
     assert not list(acdc.prepared_folder(cfg).rglob("*.tmp"))
+
+
+def test_test_patients_need_no_group_and_no_label(own_copy: Path, tmp_path: Path) -> None:
+    patient = own_copy / "testing" / "patient101"
+    for path in patient.glob("*_gt.nii.gz"):
+        path.unlink()
+    for info in (patient / "Info.cfg", own_copy / "training" / "patient002" / "Info.cfg"):
+        kept = [line for line in info.read_text(encoding="utf-8").splitlines() if not line.startswith("Group")]
+        info.write_text("\n".join(kept), encoding="utf-8")
+    cfg = config(BENCHMARK, data_root=str(own_copy), work_dir=str(tmp_path / "work"))
+    with pytest.raises(DataError, match=r"patient002.*Group is missing"):
+        BENCHMARK.prepare(cfg)
+    shutil.rmtree(own_copy / "training" / "patient002")
+    BENCHMARK.prepare(cfg)
+    assert len(acdc.read_cases(acdc.prepared_folder(cfg), "Ts")) == 2
+    with pytest.raises(DataError, match="labels"):
+        BENCHMARK.splits(config(BENCHMARK, **{**_places(cfg), "official_test": True}))
+
+
+def _places(cfg: FinetuneConfig) -> dict[str, str]:
+    return {"data_root": cfg.data_root, "work_dir": cfg.work_dir}
 
 
 def test_a_given_nnunet_folder_is_used_as_it_is(work: Path, tmp_path: Path) -> None:
