@@ -159,7 +159,7 @@ BENCHMARK = Benchmark(
     write_results=write_results,
     write_phantom=write_phantom,
     named_configs={
-        "phantom": {"complete": False, "batch_size": 10, "max_epoch": 6, "val_every_epochs": 3, "learning_rate": 3e-3},
+        "phantom": {"complete": False, "batch_size": 10, "max_epoch": 4, "warmup_epochs": 1, "learning_rate": 1e-3},
         "published": {
             "protocol": "reference",
             "axis_order": "xyz",
