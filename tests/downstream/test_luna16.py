@@ -20,7 +20,7 @@ from mg3d.finetuning.config import FinetuneConfig
 from mg3d.metrics.classification import auroc
 from mg3d.phantoms.downstream.luna16 import ANNOTATION_COLUMNS, CANDIDATE_COLUMNS, write_luna16
 from mg3d.scans.read import read_scan
-from mg3d.scans.world_cubes import cut_cube, to_grey
+from mg3d.scans.world_cubes import cubes_at, cut_cube, to_grey
 
 luna = load_folder("Luna16")
 BENCHMARK = luna.BENCHMARK
@@ -114,6 +114,15 @@ def at_border(case: Case, root: Path) -> bool:
     place = luna.read_candidates(root)[uid].world_mm[int(row)]
     index = np.linalg.solve(raw.affine, [-place[0], -place[1], place[2], 1.0])[:3]
     return any(not 24 <= i <= n - 24 for i, n in zip(index, raw.voxels_xyz.shape, strict=True))
+
+
+def test_a_real_nodule_lies_where_its_published_row_says(shared_dir: Path) -> None:
+    place = np.asarray([[-57.44, 131.23, -520.36]])  # of annotations.csv, 15.49 mm
+    scan = shared_dir / "data" / "ct" / "lidc_0314_chest_2mm.nii.gz"
+    cube = cubes_at(read_scan(scan), place, 48, WINDOW)[0]
+    readers = cubes_at(read_scan(scan.with_name("lidc_0314_chest_2mm_nodule_readers.nii.gz")), place, 48, (0.0, 4.0))[0]
+    assert readers[24, 24, 24] == 255 and np.allclose(np.argwhere(readers == 255).mean(axis=0), 24, atol=1.5)
+    assert cube[24, 24, 24] > 140 and cube[readers == 0].mean() < cube[readers == 255].mean() - 50  # solid, in the lung
 
 
 def test_a_thin_scan_is_filled_with_air_on_both_sides(cfg: FinetuneConfig) -> None:
