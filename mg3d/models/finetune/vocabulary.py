@@ -1,0 +1,298 @@
+"""Volumes and prompts in one space, by gated cross-attention over frozen encoders (spec downstream 7.4).
+
+Axes: B volumes, I image tokens of width E, T texts of width F, C channels of the attention, P latent width. Modules
+that pre-training has too carry its names, so that its checkpoints fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mg3d.models.finetune.report_features import LEAST_DEVIATION, PATCHES, MultiScaleFeatures
+from mg3d.models.fusion import MIMCrossAttention
+from mg3d.models.language_encoders import BertTextEncoder
+from mg3d.models.vision_encoders.base import VisionEncoder
+
+__all__ = ["PRETRAINED_PARTS", "TRAINABLE", "Standardised", "VocabularyNetwork", "VocabularyOptions", "pool_text"]
+
+PRETRAINED_PARTS = (
+    "language_encoder.",
+    "local_img_cross_multihead_attention.",
+    "multi_modal_vision_proj.",
+    "multi_modal_language_proj.",
+    "modality_type_embeddings.",
+)
+"""What a pre-training checkpoint gives besides the image encoder."""
+
+TRAINABLE = {
+    "latents": ("to_text_latent.", "to_visual_latent."),
+    "temperature": ("temperature",),
+    "fusion": ("local_img_cross_multihead_attention.",),
+    "projections": ("multi_modal_vision_proj.", "multi_modal_language_proj.", "modality_type_embeddings."),
+    "image_encoder": ("visual.",),
+}
+"""Names that ``trainable`` takes -> first parts of the parameters' names."""
+
+TEXT_TYPE, IMAGE_TYPE = 0, 1
+FUSIONS = ("gated", "none")
+IMAGE_TOKENS = ("x4", "multi_scale")
+POOLINGS = ("cls", "mean")
+
+
+@dataclass(frozen=True)
+class VocabularyOptions:
+    """Sizes and switches; see `mg3d.finetuning.benchmark.VocabularyTask`.
+
+    Attributes:
+        size_dhw: voxels of a volume, which fix the number of image tokens.
+        width: C, channels of the cross-attention.
+        latent: P.
+        layers: cross-attention layers.
+        heads: heads of their attention pool, a divisor of C.
+        fusion: "gated" or "none".
+        project: bring both sides to C by the pre-trained projections; else both must be C wide.
+        image_tokens: "x4" or "multi_scale".
+        text_pooling: "cls" or "mean".
+        standardise: both sides by the statistics that `VocabularyNetwork.fit` takes.
+    """
+
+    size_dhw: tuple[int, int, int]
+    width: int = 768
+    latent: int = 768
+    layers: int = 2
+    heads: int = 8
+    fusion: str = "gated"
+    project: bool = True
+    image_tokens: str = "x4"
+    text_pooling: str = "cls"
+    standardise: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse unknown words.
+
+        Raises:
+            ValueError: naming the word and the choices.
+        """
+        for name, choices in (("fusion", FUSIONS), ("image_tokens", IMAGE_TOKENS), ("text_pooling", POOLINGS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}")
+
+
+class Standardised(nn.Module):
+    """Subtract a mean and divide by a deviation that are not learned; nothing changes before they are fitted.
+
+    Args:
+        shape: shape of one item.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("deviation", torch.ones(shape))
+
+    @torch.no_grad()
+    def fit(self, items: Tensor) -> None:
+        """Take the statistics of items ``[n, *shape]``; constant channels stay near 0."""
+        deviation, mean = torch.std_mean(items.float(), dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp(min=LEAST_DEVIATION))
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Standardise ``[..., *shape]``."""
+        return (items - self.mean) / self.deviation
+
+
+class EncoderTokens(nn.Module):
+    """The encoder's own tokens, under the interface of `MultiScaleFeatures`.
+
+    Args:
+        encoder: the image encoder.
+    """
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.width = encoder.out_channels
+
+    def pooled(self, vol_B1DHW: Tensor) -> Tensor:
+        """Tokens ``[B, I, E]`` in D-major order."""
+        return self.encoder.tokens(vol_B1DHW)
+
+
+def pool_text(hidden_TLF: Tensor, mask_TL: Tensor, pooling: str) -> Tensor:
+    """One vector a text ``[T, F]``: its first token, or the mean of those that are no padding.
+
+    Args:
+        hidden_TLF: contextual tokens.
+        mask_TL: 1 on tokens.
+        pooling: "cls" or "mean".
+    """
+    if pooling == "cls":
+        return hidden_TLF[:, 0]
+    weights = mask_TL.to(hidden_TLF.dtype).unsqueeze(-1)
+    return (hidden_TLF * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+
+
+class VocabularyNetwork(nn.Module):
+    """Encoders, projections, gated cross-attention and the two latent projections.
+
+    Args:
+        vision_encoder: the image encoder.
+        language_encoder: the text encoder.
+        options: sizes and switches.
+
+    Raises:
+        ValueError: without projections, encoders whose widths are not C.
+    """
+
+    def __init__(
+        self, vision_encoder: VisionEncoder, language_encoder: BertTextEncoder, options: VocabularyOptions
+    ) -> None:
+        super().__init__()
+        self.options = options
+        self.language_encoder = language_encoder
+        multi = options.image_tokens == "multi_scale"
+        self.visual: MultiScaleFeatures | EncoderTokens = (
+            MultiScaleFeatures(vision_encoder) if multi else EncoderTokens(vision_encoder)
+        )
+        if isinstance(self.visual, MultiScaleFeatures):
+            del self.visual.norm  # statistics are kept here
+        self.tokens = PATCHES if multi else math.prod(vision_encoder.token_grid(options.size_dhw))
+        given, text, width = self.visual.width, language_encoder.embed_dim, options.width
+        if not options.project and {given, text} != {width}:
+            raise ValueError(f"without projections image tokens ({given}) and texts ({text}) must be {width} wide")
+        self.image_scale, self.text_scale = Standardised(self.tokens, given), Standardised(text)
+        self.multi_modal_vision_proj = nn.Linear(given, width)
+        self.multi_modal_language_proj = nn.Linear(text, width)
+        self.modality_type_embeddings = nn.Embedding(2, width)
+        self.local_img_cross_multihead_attention = nn.ModuleList(
+            MIMCrossAttention(width, self.tokens, "ctrate", options.heads) for _ in range(options.layers)
+        )
+        self.to_text_latent = nn.Linear(width, options.latent, bias=False)
+        self.to_visual_latent = nn.Linear(self.tokens * width, options.latent, bias=False)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+
+    # ---------------------------------------------------------------- what the frozen encoders give
+    def image_features(self, vol_B1DHW: Tensor) -> Tensor:
+        """Tokens ``[B, I, E]`` of volumes in [0, 1]: what is computed once where the encoder is frozen."""
+        return self.visual.pooled(vol_B1DHW)
+
+    def text_features(self, ids_TL: Tensor, mask_TL: Tensor) -> Tensor:
+        """Vectors ``[T, F]`` of tokenised texts."""
+        return pool_text(self.language_encoder(ids_TL, mask_TL), mask_TL, self.options.text_pooling)
+
+    @torch.no_grad()
+    def fit(self, image_BIE: Tensor, text_TF: Tensor) -> None:
+        """Take the statistics of the training volumes and texts, where ``standardise`` asks for it."""
+        if self.options.standardise:
+            self.image_scale.fit(image_BIE)
+            self.text_scale.fit(text_TF)
+
+    # ---------------------------------------------------------------- what is learned
+    def project_image(self, image_BIE: Tensor) -> Tensor:
+        """Image features ``[B, I, E]`` -> ``[B, I, C]``."""
+        scaled = self.image_scale(image_BIE)
+        if not self.options.project:
+            return scaled
+        return self.multi_modal_vision_proj(scaled) + self.modality_type_embeddings.weight[IMAGE_TYPE]
+
+    def project_text(self, text_TF: Tensor) -> Tensor:
+        """Text features ``[..., F]`` -> ``[..., C]``."""
+        scaled = self.text_scale(text_TF)
+        if not self.options.project:
+            return scaled
+        return self.multi_modal_language_proj(scaled) + self.modality_type_embeddings.weight[TEXT_TYPE]
+
+    def latents(self, image_BIC: Tensor, text_BTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Let texts and image gate each other, then project both.
+
+        Args:
+            image_BIC: projected image tokens.
+            text_BTC: projected texts, T together with each image.
+
+        Returns:
+            Unit vectors: image ``[B, P]``, texts ``[B, T, P]``.
+        """
+        if self.options.fusion == "gated":
+            for layer in self.local_img_cross_multihead_attention:
+                image_BIC, _, text_BTC, _ = layer(image_BIC, text_BTC)
+        image_BP = self.to_visual_latent(image_BIC.flatten(1))
+        return functional.normalize(image_BP, dim=-1), functional.normalize(self.to_text_latent(text_BTC), dim=-1)
+
+    def logits(self, image_BIE: Tensor, text_GTF: Tensor) -> Tensor:
+        """Similarity of every volume with G groups of T prompts that are read together.
+
+        Args:
+            image_BIE: image features.
+            text_GTF: text features.
+
+        Returns:
+            ``[B, G, T]``: exp(temperature) times the cosine.
+        """
+        image_BP, text_BTP, (volumes, groups) = self._together(image_BIE, text_GTF)
+        return self.temperature.exp() * (text_BTP @ image_BP.unsqueeze(-1)).view(volumes, groups, -1)
+
+    def probabilities(self, image_BIE: Tensor, pairs_G2F: Tensor) -> Tensor:
+        """Probability ``[B, G]`` of the first prompt of each pair (softmax over the two)."""
+        return self.logits(image_BIE, pairs_G2F).softmax(dim=-1)[..., 0]
+
+    def image_latents(self, image_BIE: Tensor, pairs_G2F: Tensor) -> Tensor:
+        """Unit vectors ``[B, P]`` of volumes that no report has a part in: fused with fixed prompts, then averaged."""
+        if self.options.fusion == "none":
+            return functional.normalize(self.to_visual_latent(self.project_image(image_BIE).flatten(1)), dim=-1)
+        image_BP, _, (volumes, groups) = self._together(image_BIE, pairs_G2F)
+        return functional.normalize(image_BP.view(volumes, groups, -1).mean(dim=1), dim=-1)
+
+    def text_latents(self, text_TF: Tensor) -> Tensor:
+        """Unit vectors ``[T, P]`` of texts that no volume has a part in."""
+        return functional.normalize(self.to_text_latent(self.project_text(text_TF)), dim=-1)
+
+    def _together(self, image_BIE: Tensor, text_GTF: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        image_BIC, text_GTC = self.project_image(image_BIE), self.project_text(text_GTF)
+        volumes, groups = len(image_BIC), len(text_GTC)
+        image = image_BIC.unsqueeze(1).expand(-1, groups, -1, -1).flatten(0, 1)
+        text = text_GTC.unsqueeze(0).expand(volumes, -1, -1, -1).flatten(0, 1)
+        return *self.latents(image, text), (volumes, groups)
+
+    # ---------------------------------------------------------------- what learns
+    def set_trainable(self, parts: Sequence[str]) -> list[str]:
+        """Let only the named parts learn; everything else is frozen and in evaluation mode.
+
+        Args:
+            parts: keys of `TRAINABLE`.
+
+        Returns:
+            Names of the parameters that learn.
+
+        Raises:
+            ValueError: an unknown part.
+        """
+        unknown = [part for part in parts if part not in TRAINABLE]
+        if unknown:
+            raise ValueError(f"trainable={unknown[0]!r}: choose from {', '.join(TRAINABLE)}")
+        places = tuple(place for part in parts for place in TRAINABLE[part])
+        unused = () if self.options.project else TRAINABLE["projections"]
+        if self.options.fusion == "none":
+            unused += TRAINABLE["fusion"]
+        for name, parameter in self.named_parameters():
+            # the learned sum over the tokens belongs to published files, this variant does not use it
+            idle = ".fc1." in name or (unused and name.startswith(unused))
+            parameter.requires_grad_(bool(places) and name.startswith(places) and not idle)
+        for part in (self.language_encoder, self.visual):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def describe(self) -> dict[str, Any]:
+        """Options in plain types."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self.options).items()}
