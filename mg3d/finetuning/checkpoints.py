@@ -14,12 +14,12 @@ from pytorch_lightning.callbacks import Checkpoint
 from mg3d.errors import CheckpointError
 from mg3d.training import collective
 from mg3d.training.callbacks import StepMonitor
-from mg3d.training.checkpoint_io import check_file, load_file, sidecar_path
-from mg3d.training.run_folder import CHECKPOINTS
+from mg3d.training.checkpoint_io import TEMPORARY, check_file, load_file, sidecar_path
+from mg3d.training.run_folder import CHECKPOINTS, write_text_atomically
 
 log = logging.getLogger(__name__)
 
-__all__ = ["BEST", "LAST", "BestCheckpoint", "checkpoint_of", "load_state", "scored_checkpoints"]
+__all__ = ["BEST", "LAST", "BestCheckpoint", "checkpoint_of", "copy_checkpoint", "load_state", "scored_checkpoints"]
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 MONITORED = "val/the_metric"
@@ -51,15 +51,10 @@ class BestCheckpoint(Checkpoint):
         """Go on from the best metric so far."""
         self.score, self.step = float(state_dict["score"]), int(state_dict["step"])
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the best checkpoint of the resumed run over."""
-        source = self.earlier / BEST if self.earlier else None
-        if source is None or source == self.path or not source.is_file():
-            return
-        if trainer.is_global_zero and not check_file(source):
-            shutil.copy2(source, self.path)
-            if sidecar_path(source).is_file():
-                shutil.copy2(sidecar_path(source), sidecar_path(self.path))
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the best checkpoint of the resumed run over, also where nothing is left to train."""
+        if self.earlier is not None and trainer.is_global_zero:
+            copy_checkpoint(self.earlier / BEST, self.path)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if this epoch was validated and is the best one."""
@@ -73,6 +68,18 @@ class BestCheckpoint(Checkpoint):
             return
         self.score, self.step = float(value), trainer.global_step
         trainer.save_checkpoint(self.path, weights_only=False)
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copy a checkpoint with its digest unless it is missing, damaged, or the target is there."""
+    if target.is_file() or not source.is_file() or check_file(source):
+        return
+    partial = target.with_name(f".{target.name}.copy{TEMPORARY}")
+    shutil.copy2(source, partial)
+    if sidecar_path(source).is_file():
+        text = sidecar_path(source).read_text(encoding="utf-8").replace(f"  {source.name}", f"  {target.name}")
+        write_text_atomically(sidecar_path(target), text)
+    partial.replace(target)
 
 
 def checkpoint_of(place: str | Path) -> Path:

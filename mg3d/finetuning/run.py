@@ -18,7 +18,14 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 
 from mg3d.errors import ConfigError
 from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, ReportTask, SegmentationTask, Splits, Task
-from mg3d.finetuning.checkpoints import BestCheckpoint, load_state, scored_checkpoints, wait_for_all
+from mg3d.finetuning.checkpoints import (
+    LAST,
+    BestCheckpoint,
+    copy_checkpoint,
+    load_state,
+    scored_checkpoints,
+    wait_for_all,
+)
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.evaluation import Evaluation, evaluate_checkpoints, finish_report, score_probe
 from mg3d.finetuning.kinds import build_datamodule, build_module
@@ -206,7 +213,7 @@ def _batch_bytes(cfg: FinetuneConfig, task: Task) -> int:
 def _load_weights(job: _Job, cfg: FinetuneConfig, module: pl.LightningModule) -> None:
     from mg3d.models.finetune.weights import load_encoder_weights
 
-    report = load_encoder_weights(module, cfg)
+    report = load_encoder_weights(module, cfg, getattr(module, "pretrained_parts", ()))
     if job.layout.rank == 0:
         write_json(job.run_dir / "weights_report.json", report.as_dict())
 
@@ -228,6 +235,8 @@ def _train_and_evaluate(
     if "train" in cfg.stages:
         resume = str(job.resume) if job.resume else None
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        if job.resume and job.layout.rank == 0:  # nothing was left to train, so nothing was saved
+            copy_checkpoint(job.resume, job.run_dir / CHECKPOINTS / LAST)
         if must_validate(trainer):
             trainer.validate(module, datamodule=datamodule, verbose=False)
             if best is not None:

@@ -31,7 +31,8 @@ def settings(root: Path, benchmark: Benchmark, **more: Any) -> dict[str, Any]:
         "encoder": "unet",
         "feature_size": 2,
         "max_epoch": 4,
-        "batch_size": 8,
+        "batch_size": 4,
+        "data_fraction": 0.34,
         "num_gpus": 0,
         "log_every_n_steps": 1,
         "bootstrap_rounds": 20,
@@ -90,7 +91,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return root, result_of(go(root, root / "whole")["run_dir"])
 
 
-@pytest.mark.parametrize(("killed_at", "every"), [(6, 0), (4, 1)], ids=["after two epochs", "inside an epoch"])
+@pytest.mark.parametrize(("killed_at", "every"), [(4, 0), (3, 1)], ids=["after two epochs", "inside an epoch"])
 def test_resumed_run_equals_one_in_one_go(
     whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, every: int
 ) -> None:
@@ -106,6 +107,22 @@ def test_resumed_run_equals_one_in_one_go(
     assert_same(expected, result_of(found["run_dir"]))
 
 
+def test_killed_after_training_keeps_the_best(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, expected = whole
+
+    def never(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mg3d.finetuning.run.evaluate_checkpoints", never)
+        with pytest.raises(Killed):
+            go(root, tmp_path)
+    found = go(root, tmp_path, resume="last")
+    assert_same(expected, result_of(found["run_dir"]))
+
+
 def test_the_best_checkpoint_resumes_too(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     root, expected = whole
     first = next((root / "whole").glob("balls-*/version_0")) / "checkpoints" / "best.ckpt"
@@ -115,7 +132,7 @@ def test_the_best_checkpoint_resumes_too(whole: tuple[Path, dict[str, Any]], tmp
 
 @pytest.mark.slow
 def test_segmentation_killed_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys: dict[str, Any] = {"batch_size": 1, "max_epoch": 2, "checkpoint_every_n_steps": 1}
+    keys: dict[str, Any] = {"batch_size": 1, "data_fraction": 1.0, "max_epoch": 2, "checkpoint_every_n_steps": 1}
     whole = go(tmp_path, tmp_path / "whole", OUTLINES, **keys)
     with monkeypatch.context() as patch:
         die_after(4, patch)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,12 @@ def test_segmentation_writes_predictions_in_place(root: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("mode", ["linear_probe", "knn_probe"])
 def test_probes_use_the_frozen_encoder_once(root: Path, tmp_path: Path, unet: Path, mode: str) -> None:
-    found = go(root, tmp_path, mode=mode, weights=str(unet))
+    found = go(root, tmp_path, mode=mode, weights=str(unet), data_fraction=1.0)
     metrics = read(found["run_dir"], "metrics.json")
     assert metrics["selected"] == mode and {"auroc", "val/auroc"} <= set(metrics)
     assert not list(Path(found["run_dir"], "checkpoints").iterdir())
     features = sorted((root / "balls_work" / "features").iterdir())
-    again = go(root, tmp_path, mode=mode, weights=str(unet))
+    again = go(root, tmp_path, mode=mode, weights=str(unet), data_fraction=1.0)
     assert read(again["run_dir"], "metrics.json") == metrics
     assert sorted((root / "balls_work" / "features").iterdir()) == features
 
@@ -141,7 +142,7 @@ def command(root: Path, log_dir: Path, *words: str, processes: int = 1) -> list[
     """Command line of a run in processes of its own."""
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     place = [f"data_root={root / 'balls'}", f"work_dir={root / 'balls_work'}", f"log_dir={log_dir}"]
-    small = ["phantom", "encoder=unet", "feature_size=2", "num_gpus=0", "batch_size=3", *place]
+    small = ["phantom", "encoder=unet", "feature_size=2", "num_gpus=0", "batch_size=3", "data_fraction=0.34", *place]
     return [sys.executable, *start, str(PROGRAM), "with", *small, *words]
 
 
@@ -185,6 +186,7 @@ def test_two_processes_train_and_a_signal_leaves_a_checkpoint(root: Path, tmp_pa
     ) as process:
         lines: list[Path] = []
         while not lines and process.poll() is None:
+            time.sleep(0.2)
             lines = list((tmp_path / "cut").glob("balls-*/version_0/metrics.jsonl"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 128 + signal.SIGTERM
