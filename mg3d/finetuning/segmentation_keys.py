@@ -15,7 +15,7 @@ SHORT_SEGMENTATION: Mapping[str, Any] = MappingProxyType(
         "overlap": 0.25,
         "precision": 32,
         "gradient_checkpointing": False,
-        "learning_rate": 2e-3,
+        "learning_rate": 5e-3,
         "learning_rate_crops": 0,
         "warmup_epochs": 0.0,
         "schedule_interval": "step",
