@@ -30,7 +30,6 @@ SYNONYMS = {
     "max_epochs": "max_epoch",
     "steps": "max_steps",
     "gpus": "num_gpus",
-    "resume_from": "resume",
     "load_path": "weights",
     "pretrained": "weights",
     "vision_encoder": "encoder",
@@ -193,8 +192,12 @@ def _train(benchmark: Benchmark, cfg: FinetuneConfig) -> dict[str, Any]:
 
 
 def _read_words(words: Sequence[str]) -> list[str]:
-    """``--check-data`` anywhere on the command line stands for the command ``check_data``; true and false are typed."""
-    rest = [_BOOLEAN.sub(lambda match: match[0].capitalize(), str(word)) for word in words if word != CHECK_FLAG]
+    """Words as Sacred reads them: typed true and false, ``--check-data`` anywhere stands for the command.
+
+    ``resume_from=``, the key of pre-training that messages of the shared parts name, is ``resume=`` here.
+    """
+    typed = [_BOOLEAN.sub(lambda match: match[0].capitalize(), str(word)) for word in words if word != CHECK_FLAG]
+    rest = [f"resume={word.partition('=')[2]}" if word.startswith("resume_from=") else word for word in typed]
     if len(rest) == len(words):
         return rest
     settings = rest[1:] if rest[:1] == ["with"] else rest

@@ -38,6 +38,7 @@ def test_own_keys_are_typed_by_their_default() -> None:
     cfg = compose_finetune_config(BALLS, ["strength=2", "stages=train,evaluate", "ensemble=[a,b]"])
     assert cfg.extra == {"flavour": "plain", "strength": 2.0}
     assert cfg.stages == ("train", "evaluate") and cfg.ensemble == ("a", "b")
+    assert compose_finetune_config(BALLS, ["resume_from=last"]).resume == "last"
     with pytest.raises(ConfigError, match="strength"):
         compose_finetune_config(BALLS, ["strength=much"])
 
