@@ -134,7 +134,8 @@ class MemoryGenerator(nn.Module):
             nn.init.kaiming_normal_(extra.weight)
             nn.init.zeros_(extra.bias)
         if self.options.places:
-            nn.init.normal_(self.image_map.weight, std=1 / PATCH_SCALE)  # its input is scaled, see image_vector
+            for scaled in (self.image_map, self.token_map):
+                nn.init.normal_(scaled.weight, std=1 / PATCH_SCALE)
 
     def forward(
         self, feat_BPF: Tensor, image_BF: Tensor, ids_BL: Tensor, *, encode_report: bool = True
@@ -191,14 +192,16 @@ class MemoryGenerator(nn.Module):
         return self.memory_map(self.memory).expand(batch, -1, -1)
 
     def image_vector(self, feat_BPF: Tensor, image_BF: Tensor) -> Tensor:
-        """z_img [B, E].
+        """z_img [B, E]."""
+        return self.image_map(self._scaled(feat_BPF.flatten(1)) if self.options.places else image_BF)
 
-        Over all patches the input is scaled down to the length `PATCH_SCALE`: a step of Adam then changes the output no
-        more than with few inputs, and few training images are not learned by heart.
+    def _scaled(self, wide: Tensor) -> Tensor:
+        """Features scaled down to the length `PATCH_SCALE`, where the generator knows the places.
+
+        A step of Adam then changes a map of thousands of inputs no more than one of few, and few training images are
+        not learned by heart.
         """
-        if not self.options.places:
-            return self.image_map(image_BF)
-        return self.image_map(feat_BPF.flatten(1) * (PATCH_SCALE / math.sqrt(self.image_map.in_features)))
+        return wide * (PATCH_SCALE / math.sqrt(wide.shape[-1])) if self.options.places else wide
 
     def encoder_tokens(self, feat_BPF: Tensor, image_BE: Tensor, memory_BME: Tensor) -> Tensor:
         """Patch features and label priors side by side, [B, P + C, F]: 27 + 14 = 41 tokens."""
@@ -210,7 +213,7 @@ class MemoryGenerator(nn.Module):
 
     def encode_tokens(self, tokens_BSF: Tensor) -> Tensor:
         """Encode what the decoder reads, [B, S, E]."""
-        tokens_BSE = self.token_map(tokens_BSF)
+        tokens_BSE = self.token_map(self._scaled(tokens_BSF))
         if self.token_places is not None:
             tokens_BSE = tokens_BSE + self.token_places
         tokens_BSE = self.dropout(tokens_BSE)
