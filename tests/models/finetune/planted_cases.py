@@ -28,13 +28,14 @@ def flip_and_shift(array: np.ndarray, rng: np.random.Generator, cfg: FinetuneCon
 
 
 def volume(seed: int, positive: bool, size: tuple[int, ...] = SIZE) -> np.ndarray:
-    """Smooth grey texture; a positive one has a bright ball of radius 5 somewhere."""
+    """Texture of its own brightness, grain and contrast; a dark ball in half of all, a bright one in positive cases."""
     rng = np.random.default_rng(seed)
-    image = 0.3 + 0.5 * gaussian_filter(rng.standard_normal(size), 2.0)
-    centre = rng.uniform(6, np.asarray(size) - 6)
-    if positive:
-        distance = np.linalg.norm(np.stack(np.indices(size), -1) - centre, axis=-1)
-        image = image + 0.5 * (distance <= 5)
+    noise = gaussian_filter(rng.standard_normal(size), rng.uniform(1.0, 2.5))
+    image = rng.uniform(0.25, 0.45) + rng.uniform(0.03, 0.09) * noise / noise.std()
+    places = np.stack(np.indices(size), -1)
+    for change in (-0.3 * (rng.random() < 0.5), 0.4 * positive):
+        centre = rng.uniform(6, np.asarray(size) - 6)
+        image = image + change * (np.linalg.norm(places - centre, axis=-1) <= 5)
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
