@@ -69,6 +69,17 @@ def test_sentences_are_encoded_once_and_the_clearest_counts(encoder: Path) -> No
     np.testing.assert_allclose(both[1], np.maximum(single["Two."], single["Three."]), atol=1e-6)
 
 
+def test_features_encoded_once_score_like_the_whole(encoder: Path) -> None:
+    found = labeller(encoder, unit="sentence", pooling="mean")
+    found.network.eval()
+    features = found.features(TEXTS)
+    assert features.batch.chunks == () and len(features.pooled) == 6
+    rows = np.array([3, 0])
+    with torch.no_grad():
+        logits = found.network.score(*features.take(rows))
+    np.testing.assert_allclose(torch.sigmoid(logits), found.probabilities([TEXTS[3], TEXTS[0]]), atol=1e-5)
+
+
 def test_long_reports_are_cut_only_as_a_whole(encoder: Path) -> None:
     long = "nodule " * 200 + ". effusion."
     assert labeller(encoder).encode([long]).chunks[-1][0].shape[1] == 64

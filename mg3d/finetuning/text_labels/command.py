@@ -75,6 +75,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--schedule", choices=("none", "plateau", "cosine"), default="none", help="learning rate (%(default)s)")
     add("--shuffle-share", type=float, default=0.0, metavar="P", help="reports with shuffled sentences (%(default)s)")
     add("--positive-weight", action="store_true", help="weigh findings by absent / present")
+    add("--probe-epochs", type=int, default=0, metavar="N", help="first epochs of the linear layer alone (%(default)s)")
+    add("--probe-rate", type=float, default=3e-2, metavar="R", help="learning rate of these (%(default)s)")
     add("--freeze-layers", type=int, default=0, metavar="N", help="lower layers kept as they are (%(default)s)")
     add("--precision", choices=("32", "bf16"), default="32", help="of training (%(default)s)")
     add("--max-minutes", type=float, default=0.0, metavar="M", help="start no epoch after this time (0: no limit)")
@@ -118,12 +120,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     train, val, test, notes = _tables(options)
+    import torch
+
     from mg3d.finetuning.text_labels.training import BEST, TrainingOptions, fit
     from mg3d.models.finetune.text_classifier import ClassifierOptions, ReportLabeller
     from mg3d.training.run_folder import create_run_folder, write_json
 
     training = TrainingOptions(**{field.name: getattr(options, field.name) for field in fields(TrainingOptions)})
     design = ClassifierOptions(train.names, options.unit, options.pooling, options.max_length, options.dropout)
+    torch.manual_seed(options.seed)
     labeller = ReportLabeller.create(options.text_encoder, design, split_report)
     folder = create_run_folder(options.log_dir, "text_classifier", options.seed)
     given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}

@@ -43,6 +43,8 @@ class TrainingOptions:
             warm-up over a tenth of the steps, then to zero.
         shuffle_share: chance that a training report's sentences are put in random order (published option: 0.5).
         positive_weight: weigh findings by absent / present reports of the training set.
+        probe_epochs: first train the linear layer alone, on text vectors that are encoded once (published: 0).
+        probe_rate: learning rate of these epochs; the layer needs far larger steps than the encoder.
         freeze_layers: lower transformer layers (and the embeddings) that stay as they are.
         precision: 32, or ``bf16`` mixed precision in training.
         max_minutes: start no further epoch after this time; 0: no limit.
@@ -57,13 +59,21 @@ class TrainingOptions:
     schedule: Literal["none", "plateau", "cosine"] = "none"
     shuffle_share: float = 0.0
     positive_weight: bool = False
+    probe_epochs: int = 0
+    probe_rate: float = 3e-2
     freeze_layers: int = 0
     precision: Literal["32", "bf16"] = "32"
     max_minutes: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        sound = self.learning_rate > 0 and self.weight_decay >= 0 and self.batch_size >= 1 and self.max_epochs >= 0
+        sound = (
+            min(self.learning_rate, self.probe_rate) > 0
+            and self.probe_epochs >= 0
+            and self.weight_decay >= 0
+            and self.batch_size >= 1
+            and self.max_epochs >= 0
+        )
         if not sound or self.patience < 1 or not 0 <= self.shuffle_share <= 1 or self.max_minutes < 0:
             raise ConfigError(f"unusable options: {asdict(self)}", "see --help for their ranges")
         if self.schedule not in ("none", "plateau", "cosine") or self.precision not in ("32", "bf16"):
@@ -103,6 +113,8 @@ def fit(
     labeller.save(folder / BEST)
     history: list[dict[str, Any]] = []
     lowest, stale, start = math.inf, 0, time.monotonic()
+    if options.probe_epochs:
+        lowest = fit_probe(labeller, train, val, options, folder, loop)
     for epoch in range(options.max_epochs):
         began = time.monotonic()
         train_loss = loop.epoch(train, epoch, scheduler if isinstance(scheduler, LambdaLR) else None)
@@ -125,6 +137,44 @@ def fit(
     return history
 
 
+def fit_probe(
+    labeller: ReportLabeller,
+    train: LabelledReports,
+    val: LabelledReports,
+    options: TrainingOptions,
+    folder: Path,
+    loop: _Loop,
+) -> float:
+    """Train the linear layer alone and keep its best epoch (validation loss), in the labeller and in ``best/``.
+
+    Returns:
+        that validation loss.
+    """
+    network = labeller.network.eval()
+    with loop.precision():
+        known, unknown = labeller.features(train.texts), labeller.features(val.texts)
+    optimizer = AdamW(parameter_groups(network.head, options.probe_rate, options.weight_decay))
+    lowest, best = math.inf, network.head.state_dict()
+    for epoch in range(options.probe_epochs):
+        order = np.random.default_rng((options.seed, epoch, 1)).permutation(len(train))
+        losses = [
+            loop.step(optimizer, network.score(*known.take(rows)), train.labels[rows])
+            for rows in np.split(order, range(options.batch_size, len(order), options.batch_size))
+        ]
+        with torch.no_grad():
+            logits = network.score(*unknown.take(np.arange(len(val))))
+            val_loss = float(loop.loss(logits, val.labels))
+        if val_loss < lowest:
+            lowest, best = val_loss, {name: value.clone() for name, value in network.head.state_dict().items()}
+        f1_macro = clinical_scores(val.labels, (logits > 0).cpu().numpy())["ce_f1_macro"]
+        row = {"probe_epoch": epoch, "train_loss": float(np.mean(losses)), "val_loss": val_loss}
+        _write(folder, row | {"val_f1_macro": f1_macro})
+    network.head.load_state_dict(best)
+    labeller.save(folder / BEST)
+    logger.info("linear layer alone: lowest val loss %.4f of %d epochs", lowest, options.probe_epochs)
+    return lowest
+
+
 class _Loop:
     """One epoch of training, one pass of validation."""
 
@@ -139,16 +189,25 @@ class _Loop:
         self.labeller.network.train()
         total = 0.0
         for texts, targets in self._batches(train, epoch):
-            loss = self._loss(texts, targets)
-            if not torch.isfinite(loss):
-                raise RunFailedError(f"the loss of epoch {epoch} is {float(loss)}", "lower the learning rate")
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
+            total += self.step(self.optimizer, self._forward(texts), targets) * len(texts)
             if scheduler is not None:
                 scheduler.step()
-            total += float(loss.detach()) * len(texts)
         return total / len(train)
+
+    def step(self, optimizer: Optimizer, logits: Tensor, targets: np.ndarray) -> float:
+        """One step; returns the loss.
+
+        Raises:
+            RunFailedError: it is not finite.
+        """
+        loss = self.loss(logits, targets)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RunFailedError(f"the loss is {value}", "lower the learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return value
 
     @torch.no_grad()
     def validate(self, val: LabelledReports) -> tuple[float, float]:
@@ -169,11 +228,19 @@ class _Loop:
             share = self.options.shuffle_share
             yield [shuffle_sentences(text, rng) if rng.random() < share else text for text in texts], train.labels[rows]
 
-    def _loss(self, texts: list[str], targets: np.ndarray) -> Tensor:
-        device = self.positive_weight.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
-            logits = self.labeller.network(self.labeller.encode(texts).to(device)).float()
-        truth = torch.from_numpy(targets).to(device, logits.dtype)
+    def _forward(self, texts: list[str]) -> Tensor:
+        with self.precision():
+            return self.labeller.network(self.labeller.encode(texts).to(self.positive_weight.device)).float()
+
+    def precision(self) -> torch.autocast:
+        """The precision of forward passes in training."""
+        return torch.autocast(
+            self.positive_weight.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"
+        )
+
+    def loss(self, logits: Tensor, targets: np.ndarray) -> Tensor:
+        """Binary cross-entropy of logits [B, L] against labels [B, L]."""
+        truth = torch.from_numpy(targets).to(logits.device, logits.dtype)
         return binary_cross_entropy_with_logits(logits, truth, pos_weight=self.positive_weight)
 
 
@@ -200,9 +267,13 @@ def _scheduler(optimizer: Optimizer, options: TrainingOptions, steps: int) -> La
     return LambdaLR(optimizer, factor)
 
 
-def _note(folder: Path, row: dict[str, Any]) -> None:
+def _write(folder: Path, row: dict[str, Any]) -> None:
     with (folder / HISTORY).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
+
+
+def _note(folder: Path, row: dict[str, Any]) -> None:
+    _write(folder, row)
     logger.info(
         "epoch %d: train loss %.4f, val loss %.4f, val macro F1 %.3f, %.0f s",
         *(row[key] for key in ("epoch", "train_loss", "val_loss", "val_f1_macro", "seconds")),

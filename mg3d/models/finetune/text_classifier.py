@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -31,6 +32,9 @@ __all__ = ["ClassifierOptions", "ReportClassifier", "ReportLabeller", "parameter
 Splitter = Callable[[str], list[str]]
 TOKENS_PER_CHUNK = 2048
 """Padded tokens that the encoder sees at once; sequences are sorted by length, so little of it is padding."""
+
+SENTENCE_BIAS = -3.0
+"""Where the linear layer starts when it reads sentences: few of them state a finding."""
 
 _OPTIONS, _WEIGHTS, _ENCODER = "classifier.json", "model.safetensors", "encoder"
 
@@ -84,6 +88,29 @@ class TextBatch:
         return TextBatch(chunks, self.sequence.to(device), self.report.to(device), self.reports)
 
 
+@dataclass(frozen=True)
+class TextFeatures:
+    """Text vectors of reports that were encoded once.
+
+    Attributes:
+        pooled: [U, E].
+        batch: which report holds which sequence; its chunks are empty.
+    """
+
+    pooled: Tensor
+    batch: TextBatch
+
+    def take(self, reports: np.ndarray) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Arguments of :meth:`ReportClassifier.score` for some reports, in that order."""
+        place = torch.full((self.batch.reports,), -1)
+        place[torch.from_numpy(reports)] = torch.arange(len(reports))
+        owner = place[self.batch.report]
+        kept = owner >= 0
+        sequences, inverse = self.batch.sequence[kept].unique(return_inverse=True)
+        device = self.pooled.device
+        return self.pooled[sequences.to(device)], inverse.to(device), owner[kept].to(device), len(reports)
+
+
 class ReportClassifier(nn.Module):
     """Encoder, pooling, dropout, linear layer.
 
@@ -104,16 +131,30 @@ class ReportClassifier(nn.Module):
         self.encoder, self.pooling = encoder, options.pooling
         self.dropout = nn.Dropout(options.dropout)
         self.head = nn.Linear(encoder.embed_dim, len(options.findings))
+        if options.unit == "sentence":
+            nn.init.constant_(self.head.bias, SENTENCE_BIAS)
 
     def forward(self, batch: TextBatch) -> Tensor:
         """Logits [B, L]: of each report the largest over its sequences."""
-        logits_UL = torch.cat([self.head(self.dropout(self._pool(ids, mask))) for ids, mask in batch.chunks])
-        logits_PL = logits_UL[batch.sequence]
-        found_BL = logits_PL.new_zeros((batch.reports, logits_PL.shape[1]))
-        owner_PL = batch.report[:, None].expand_as(logits_PL)
+        pooled_UE = torch.cat([self.dropout(self.pool(ids, mask)) for ids, mask in batch.chunks])
+        return self.score(pooled_UE, batch.sequence, batch.report, batch.reports)
+
+    def score(self, pooled_UE: Tensor, sequence: Tensor, report: Tensor, reports: int) -> Tensor:
+        """Logits [B, L] from text vectors.
+
+        Args:
+            pooled_UE: of U sequences.
+            sequence: sequence of each pair [P].
+            report: report of each pair [P].
+            reports: B.
+        """
+        logits_PL = self.head(pooled_UE)[sequence]
+        found_BL = logits_PL.new_zeros((reports, logits_PL.shape[1]))
+        owner_PL = report[:, None].expand_as(logits_PL)
         return found_BL.scatter_reduce(0, owner_PL, logits_PL, reduce="amax", include_self=False)
 
-    def _pool(self, ids_UT: Tensor, mask_UT: Tensor) -> Tensor:
+    def pool(self, ids_UT: Tensor, mask_UT: Tensor) -> Tensor:
+        """Text vectors [U, E] of token ids [U, T]."""
         hidden_UTE = self.encoder(ids_UT, mask_UT)
         if self.pooling == "cls":
             return hidden_UTE[:, 0]
@@ -245,6 +286,14 @@ class ReportLabeller:
                 start = number
         return tuple(chunks)
 
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> TextFeatures:
+        """Text vectors of reports, for training the linear layer alone."""
+        device = next(self.network.parameters()).device
+        batch = self.encode(texts)
+        pooled = torch.cat([self.network.pool(ids.to(device), mask.to(device)) for ids, mask in batch.chunks])
+        return TextFeatures(pooled.float(), TextBatch((), batch.sequence, batch.report, batch.reports))
+
     @torch.inference_mode()
     def probabilities(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Probability of every finding.
@@ -299,7 +348,7 @@ class ReportLabeller:
             options = ClassifierOptions(**{**content, "findings": tuple(content["findings"])})
             labeller = cls.create(str(folder / _ENCODER), options, splitter, random_init=True)
             labeller.network.load_state_dict(load_file(folder / _WEIGHTS))
-        except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+        except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             raise CheckpointError(f"{folder}: {' '.join(lines[:2])[:200]}", "train the classifier anew") from error
         labeller.network.eval()
