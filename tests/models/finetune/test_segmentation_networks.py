@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mg3d.models.finetune.segmentation_loss import SegmentationLoss
 from mg3d.models.finetune.weights import load_encoder_weights
 from mg3d.models.vision_encoders import create_vision_encoder
 from mg3d.models.vision_encoders.monai_swin import LegacyPatchMerging
+from mg3d.models.weights_file import read_weights_file
 
 SMALL: dict[str, dict[str, Any]] = {
     "swin_b": {"embed_dim": 12},
@@ -98,6 +100,24 @@ def test_segmentation_blocks_of_other_files_are_taken_too(tmp_path: Path) -> Non
     assert torch.equal(
         module.network.state_dict()["encoder10.layer.conv1.conv.weight"], theirs.encoder10.layer.conv1.conv.weight
     )
+
+
+@pytest.mark.parametrize("encoder", ["swin_b", "unet"])
+def test_a_fine_tuned_checkpoint_gives_its_encoder_to_another_run(tmp_path: Path, encoder: str) -> None:
+    first = build_segmentation_module(config(encoder=encoder), TASK, 10)
+    checkpoint: dict[str, Any] = {"state_dict": first.state_dict()}
+    first.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    cfg = config(encoder=encoder, weights=str(tmp_path / "best.ckpt"), feature_size=0)
+    torch.manual_seed(5)
+    second = build_segmentation_module(cfg, replace(TASK, classes=("one",), label_map={1: 1, 2: 1}), 10)
+    report = load_encoder_weights(second, cfg)
+    assert report.encoder_loaded == report.encoder_total > 0
+    for key, value in first.encoder.state_dict().items():
+        assert torch.equal(second.encoder.state_dict()[key], value), key
+    if encoder == "swin_b":  # and to MONAI, whole
+        state = read_weights_file(tmp_path / "best.ckpt").tensors
+        SwinUNETR(in_channels=1, out_channels=3, feature_size=12).load_state_dict(state)
 
 
 def test_a_window_of_one_position_is_refused_with_its_mend() -> None:
