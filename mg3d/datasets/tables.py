@@ -25,6 +25,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     Raises:
         DataError: no such file, not text, a column is missing, or a row is cut short.
     """
+    if not path.is_file():
+        raise DataError("no such table", "complete the download, or mend data_root", path=str(path))
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
