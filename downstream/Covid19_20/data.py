@@ -86,7 +86,8 @@ def write_results(cfg: FinetuneConfig, run_dir: Path, rows: list[dict[str, Any]]
         case = cases[row["id"]]
         figures = (100 * row["dice"], 100 * row["nsd@2"], row["hd95"])
         prediction = run_dir / "predictions" / f"{case.id}.nii.gz"
-        table.append([case.image, case.label, prediction, *(f"{value:.4f}" for value in figures)])
+        written = prediction if prediction.is_file() else ""
+        table.append([case.image, case.label, written, *(f"{value:.4f}" for value in figures)])
     write_table(run_dir / "result.csv", RESULT_COLUMNS, table)
 
 
