@@ -53,8 +53,13 @@ def build(name: str, **options: Any) -> MonaiTokens | VisionEncoder:
 
 def count(encoder: MonaiTokens | VisionEncoder, volume: Tensor) -> dict[str, Any]:
     """Tokens and floating-point operations of one forward pass: products and convolutions, two per multiply-add."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        tokens = encoder.tokens(volume)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the counter sees only the thread that it was started in
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            tokens = encoder.tokens(volume)
+    finally:
+        torch.set_num_threads(threads)
     return {"tokens": list(tokens.shape[1:]), "gflops": counter.get_total_flops() / 1e9}
 
 
