@@ -115,12 +115,18 @@ def data_fraction(cases: Sequence[Case], fraction: float, seed: int = 0) -> tupl
 def permuted_labels(cases: Sequence[Case], seed: int = 0) -> tuple[Case, ...]:
     """The control of a classification: the targets of the patients change hands, so that nothing can be learned.
 
+    Where the cases of a patient have different targets, those of the cases do.
+
     Raises:
         ConfigError: the cases have no targets.
     """
     if not all(case.targets for case in cases):
         raise ConfigError("shuffle_labels=True: these cases have no targets to shuffle", "leave shuffle_labels out")
     groups = _patients(cases)
+    if any(len({case.targets for case in group}) > 1 for group in groups.values()):  # candidates of one scan
+        targets = [case.targets for case in cases]
+        random.Random(f"labels {seed}").shuffle(targets)
+        return tuple(dataclasses.replace(case, targets=own) for case, own in zip(cases, targets, strict=True))
     givers = list(groups)
     random.Random(f"labels {seed}").shuffle(givers)
     source = dict(zip(groups, givers, strict=True))

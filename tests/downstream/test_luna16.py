@@ -17,6 +17,7 @@ from mg3d.datasets.tables import read_table
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Case
 from mg3d.finetuning.config import FinetuneConfig
+from mg3d.finetuning.splits import permuted_labels
 from mg3d.metrics.classification import auroc
 from mg3d.phantoms.downstream.luna16 import ANNOTATION_COLUMNS, CANDIDATE_COLUMNS, write_luna16
 from mg3d.scans.read import read_scan
@@ -207,6 +208,14 @@ def test_epochs_are_balanced_and_negatives_change(cfg: FinetuneConfig) -> None:
     assert np.array_equal(drawn, order(0, 0))
     negatives = [{int(row) for row in order(0, epoch) if train[row].targets == (0.0,)} for epoch in range(4)]
     assert len({frozenset(rows) for rows in negatives}) > 1
+
+
+def test_shuffled_labels_keep_their_number(cfg: FinetuneConfig) -> None:
+    train = BENCHMARK.splits(cfg).train
+    shuffled = permuted_labels(train)
+    assert [case.id for case in shuffled] == [case.id for case in train]
+    assert sum(case.targets == (1.0,) for case in shuffled) == 2 * NODULES
+    assert [case.targets for case in shuffled] != [case.targets for case in train]
 
 
 def test_random_changes_keep_range_and_turn_by_degrees(cfg: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
