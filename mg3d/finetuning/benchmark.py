@@ -29,6 +29,7 @@ __all__ = [
     "SegmentationTask",
     "Splits",
     "Task",
+    "VocabularyTask",
 ]
 
 
@@ -224,6 +225,52 @@ class ReportTask:
     text_memory: float = 1.0
     findings: Callable[[str], frozenset[str]] | None = None
     finding_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VocabularyTask(ClassificationTask):
+    """Findings named by text prompts, and reports that ask for their volume (spec downstream 7.4 to 7.9).
+
+    ``outputs`` are the names of the findings, ``kind`` is "binary".
+
+    Attributes:
+        reports: case id -> report.
+        text_encoder: folder or hub id of encoder and tokenizer.
+        templates: pairs of (present, absent) prompts with ``{name}``; the first one is trained, probabilities are
+            averaged over all.
+        max_tokens: longest text in tokens.
+        text_pooling: "cls", or "mean" over the tokens that are no padding.
+        image_tokens: "x4" (the encoder's tokens) or "multi_scale" (27 patches of all resolutions).
+        fusion: "gated" cross-attention, or "none" (two separate encoders).
+        project: bring both sides to ``width`` by the pre-trained projections; False feeds the encoders' own widths.
+        standardise: image tokens and text vectors by the statistics of the training cases (where encoders are frozen).
+        width: channels of the cross-attention; pre-trained weights overrule it.
+        latent: width of the space in which volumes and texts are compared.
+        trainable: parts that learn: latents, temperature, fusion, projections, image_encoder.
+        report_loss: weight of the contrastive loss between the reports and volumes of a batch (published: 0).
+        group: findings of one optimizer step with ``protocol=reference``.
+        pools: pools of the report-to-volume retrieval, see `mg3d.metrics.report_retrieval.POOLS`.
+        excluded: ids that every pool leaves out.
+        scored: findings whose mean AUROC is given as ``auroc_scored`` too; empty for none.
+    """
+
+    reports: Mapping[str, str] = field(default_factory=dict, hash=False)
+    text_encoder: str = ""
+    templates: tuple[tuple[str, str], ...] = (("{name}. ", "not {name}. "),)
+    max_tokens: int = 250
+    text_pooling: str = "cls"
+    image_tokens: str = "x4"
+    fusion: str = "gated"
+    project: bool = True
+    standardise: bool = False
+    width: int = 768
+    latent: int = 768
+    trainable: tuple[str, ...] = ("latents", "temperature", "fusion", "projections")
+    report_loss: float = 0.0
+    group: int = 6
+    pools: tuple[str, ...] = ("volumes",)
+    excluded: frozenset[str] = frozenset()
+    scored: tuple[str, ...] = ()
 
 
 Task = SegmentationTask | ClassificationTask | ReportTask

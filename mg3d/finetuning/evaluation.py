@@ -79,7 +79,7 @@ def evaluate_checkpoints(
             continue
         module.prediction_dir = run_dir / PREDICTIONS if selected and cfg.predict and "predict" in wanted else None
         trainer.test(module, datamodule=datamodule, verbose=False)
-        entries, notes = score_rows(module.case_rows, task, cfg)
+        entries, notes = score_rows(module.case_rows, task, cfg, getattr(module, "case_arrays", None))
         found.steps[name] = step
         whole = {key: entry for key, entry in entries.items() if "/" not in key and "mean" in entry}
         found.metrics |= entries if selected else {f"{name}/{key}": entry for key, entry in whole.items()}

@@ -5,7 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mg3d.finetuning.benchmark import ClassificationTask, ReportTask, SegmentationTask, Splits, Task
+from mg3d.finetuning.benchmark import (
+    ClassificationTask,
+    ReportTask,
+    SegmentationTask,
+    Splits,
+    Task,
+    VocabularyTask,
+)
 
 if TYPE_CHECKING:
     from mg3d.finetuning.config import FinetuneConfig
@@ -16,11 +23,13 @@ _DATA = {
     SegmentationTask: ("mg3d.datamodules.segmentation", "SegmentationDataModule"),
     ClassificationTask: ("mg3d.datamodules.classification", "ClassificationDataModule"),
     ReportTask: ("mg3d.datamodules.report_generation", "ReportDataModule"),
+    VocabularyTask: ("mg3d.datamodules.vocabulary", "VocabularyDataModule"),
 }
 _MODELS = {
     SegmentationTask: ("mg3d.models.finetune.segmentation", "build_segmentation_module"),
     ClassificationTask: ("mg3d.models.finetune.classification", "build_classification_module"),
     ReportTask: ("mg3d.models.finetune.report_generation", "build_report_module"),
+    VocabularyTask: ("mg3d.models.finetune.vocabulary_module", "build_vocabulary_module"),
 }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg3d.finetuning.benchmark import ClassificationTask, ReportTask, SegmentationTask, Task
+from mg3d.finetuning.benchmark import ClassificationTask, ReportTask, SegmentationTask, Task, VocabularyTask
 from mg3d.metrics.bootstrap import metric_entries
 from mg3d.metrics.classification import multiclass_report, weighted_binary, weighted_multiclass
 from mg3d.models.finetune.case_rows import rows_to_arrays
@@ -31,13 +31,16 @@ OWN_METRIC_WORK = 2_000_000
 """Most cases x rounds for a benchmark's own figures, which are computed draw by draw."""
 
 
-def score_rows(rows: Sequence[Row], task: Task, cfg: FinetuneConfig) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def score_rows(
+    rows: Sequence[Row], task: Task, cfg: FinetuneConfig, arrays: Mapping[str, Any] | None = None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Entries of ``metrics.json``.
 
     Args:
         rows: of the reported cases, as in ``per_case.csv``.
         task: what was predicted.
         cfg: reads ``bootstrap_rounds``, ``seed`` and, for reports, the protocol.
+        arrays: what a module leaves besides its rows (``case_arrays``).
 
     Returns:
         ``{metric: {"mean", "ci95", "n", "per_class"?}}``, where an undefined mean is None; and remarks on them.
@@ -48,6 +51,10 @@ def score_rows(rows: Sequence[Row], task: Task, cfg: FinetuneConfig) -> tuple[di
         from mg3d.finetuning.report_scores import score_reports
 
         return score_reports(rows, task, cfg)
+    if isinstance(task, VocabularyTask):
+        from mg3d.finetuning.vocabulary_scores import score_vocabulary
+
+        return score_vocabulary(rows, arrays or {}, task, cfg)
     score: Callable[[Sequence[Row]], dict[str, dict[str, Any]]]
     if isinstance(task, SegmentationTask):
         score = partial(_segmentation, classes=task.classes, rounds=cfg.bootstrap_rounds, seed=cfg.seed)
@@ -148,8 +155,9 @@ def _nested(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if label:
             whole = found.setdefault(figure, {"mean": None, "ci95": None, "n": entry["n"]})
             whole.setdefault("per_class", {})[label] = entry
-    for name in [name for name, entry in found.items() if entry["mean"] is None and f"macro_{name}" in found]:
-        found[f"macro_{name}"]["per_class"] = found.pop(name)["per_class"]
+    mean_of = {name: f"macro_{name}" for name in found} | {"recall": "balanced_accuracy"}
+    for name in [name for name in found if name not in entries and mean_of[name] in entries]:
+        found[mean_of[name]]["per_class"] = found.pop(name)["per_class"]
     return found
 
 

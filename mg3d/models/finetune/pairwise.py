@@ -20,8 +20,8 @@ from mg3d.models.fusion import MIMCrossAttention
 
 __all__ = ["naive_scores", "pairwise_scores"]
 
-TEXTS_AT_ONCE = 64
-VOLUMES_AT_ONCE = 64
+TEXTS_AT_ONCE = 512
+VOLUMES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 OTHER_PART = "not part of the image encoder"
 _PLACE = "vision_encoder."
+_NETWORK = "network."
 _BLOCKS = re.compile(r"encoder(1|2|3|4|10)\.")
 _BLOCK_ANYWHERE = re.compile(r"^.*?\b(encoder(?:1|2|3|4|10)\.)")
 _NNUNET_WIDTHS = (1, 2, 4, 8, 10, 10)
@@ -102,12 +103,13 @@ def _sizes(name: str, width: int) -> dict[str, Any]:
     return {"features_per_stage": [width * factor for factor in _NNUNET_WIDTHS]}
 
 
-def load_encoder_weights(module: nn.Module, cfg: FinetuneConfig) -> CoverageReport:
+def load_encoder_weights(module: nn.Module, cfg: FinetuneConfig, also: tuple[str, ...] = ()) -> CoverageReport:
     """Load pre-trained weights into the encoder of a module, and log what became of every tensor.
 
     Args:
         module: has the encoder as ``encoder``, itself or deeper (for example inside a SwinUNETR); changed in place.
         cfg: reads ``weights`` and ``allow_partial``.
+        also: first parts of the names of further tensors to take, for example ``language_encoder.``.
 
     Returns:
         The report, with names relative to the network that holds the encoder (the encoder is ``vision_encoder``).
@@ -119,7 +121,7 @@ def load_encoder_weights(module: nn.Module, cfg: FinetuneConfig) -> CoverageRepo
     file = read_weights_file(cfg.weights)
     target = _target(module)
     found, report = match_tensors(file.tensors, target)
-    taken = {name: value for name, value in found.items() if _is_encoder(name)}
+    taken = {name: value for name, value in found.items() if _is_encoder(name) or name.startswith(also)}
     _leave_out(report, found, taken)
     if report.has_merging:
         given = None if cfg.patch_merging == "auto" else cfg.patch_merging
@@ -143,7 +145,7 @@ def _target(module: nn.Module) -> dict[str, Tensor]:
     target = {_PLACE + name: value for name, value in inside.items()}
     for name, value in module.state_dict().items():
         if value.data_ptr() not in places:
-            target[_BLOCK_ANYWHERE.sub(r"\1", name)] = value
+            target[_BLOCK_ANYWHERE.sub(r"\1", name.removeprefix(_NETWORK))] = value
     return target
 
 
