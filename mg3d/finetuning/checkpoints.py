@@ -67,7 +67,7 @@ class BestCheckpoint(Checkpoint):
         if value is None or not math.isfinite(float(value)) or float(value) <= self.score:
             return
         self.score, self.step = float(value), trainer.global_step
-        trainer.save_checkpoint(self.path, weights_only=False)
+        trainer.save_checkpoint(self.path, False)  # with the state of the optimizer
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
