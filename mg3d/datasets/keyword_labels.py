@@ -21,12 +21,13 @@ _KEYWORDS: Final[dict[str, str]] = {
     "Medical material": r"catheter|stent|pacemaker|electrode|prosthe|sternotomy|suture|surgical clip|\bcoil|\bport\b"
     r"|endotracheal|tracheostomy|nasogastric|drainage tube|chest tube|\bdevice|metallic|\bvalve replacement"
     r"|medical material|implant|\bwires?\b",
-    "Arterial wall calcification": r"(?:aort|arter|vascular|great vessel)(?=.*(?:calci|ather|plaque))"
-    r"|(?:calci|ather|plaque)(?=.*(?:aort|arter|vascular|great vessel))",
-    "Cardiomegaly": r"cardiomegaly|enlarged heart|heart[^,]*(?:size|dimension)[^,]*(?:increas|enlarg|larger)"
-    r"|heart (?:is|was) (?:slightly |mildly )?(?:enlarg|larger)|cardiothoracic (?:index|ratio)[^,]*increas",
+    "Arterial wall calcification": r"(?:aort|arter|vascular|great vessel)(?=.*(?:calci|atheroma|atheroscl|plaque))"
+    r"|(?:calci|atheroma|atheroscl|plaque)(?=.*(?:aort|arter|vascular|great vessel))",
+    "Cardiomegaly": r"cardiomegaly|enlarged heart|heart[^,]*(?:size|dimension)[^,]*(?:increase|enlarg|larger)"
+    r"|heart (?:is|was) (?:slightly |mildly )?(?:enlarg|larger)|cardiothoracic (?:index|ratio)[^,]*increase",
     "Pericardial effusion": r"pericardial[^,]*(?:effusion|fluid)|(?:effusion|fluid)[^,]*pericardi",
-    "Coronary artery wall calcification": r"coronary(?=.*(?:calci|ather|plaque))|(?:calci|ather|plaque)(?=.*coronary)",
+    "Coronary artery wall calcification": r"coronary(?=.*(?:calci|atheroma|atheroscl|plaque))"
+    r"|(?:calci|atheroma|atheroscl|plaque)(?=.*coronary)",
     "Hiatal hernia": r"hiatal hernia|hiatus hernia|hiatal herniation",
     "Lymphadenopathy": r"lymphadenopath|lymph node|\blaps?\b|\blymphaden",
     "Emphysema": r"emphysem",
