@@ -22,7 +22,9 @@ from tiny_benchmark import BALLS, OUTLINES
 
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.config import resolve_finetune_config
+from mg3d.finetuning.kinds import build_module
 from mg3d.finetuning.scores import score_rows
+from mg3d.models.finetune.weights import load_encoder_weights
 from mg3d.models.vision_encoders import create_vision_encoder
 
 PROGRAM = Path(__file__).with_name("tiny_benchmark.py")
@@ -85,6 +87,9 @@ def test_segmentation_writes_predictions_in_place(root: Path, tmp_path: Path) ->
     metrics = read(folder, "metrics.json")
     assert set(metrics["dice"]["per_class"]) == {"ball"} and "nsd@2" in metrics
     assert (folder / "report.html").is_file()
+    chained = resolve_finetune_config({"weights": str(folder / "checkpoints" / "last.ckpt"), "encoder": "unet"})
+    report = load_encoder_weights(build_module(chained, BALLS.task, 1), chained)
+    assert report.encoder_loaded == report.encoder_total, "the weights of one benchmark start another"
 
 
 @pytest.mark.parametrize("mode", ["linear_probe", "knn_probe"])
