@@ -1,6 +1,7 @@
 """The 18 CT-RATE findings read from a report by keywords: a baseline for trained labellers, and one that needs nothing.
 
-A finding is present when a sentence names it and does not deny it. Nothing here was fitted to labels.
+A finding is present when a sentence names it and does not deny it. The list was written by hand with CT-RATE's wording
+in view; no figure was optimised with it.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ _HELP = """Read the 18 CT-RATE findings from reports.
     %(prog)s evaluate --model RUN/best --data test.csv --out DIR
     %(prog)s label --model RUN/best --data new_reports.csv --out inferred.csv
 
+A small encoder on a CPU, in a minute or two: --unit sentence --pooling mean --max-length 64 --batch-size 16
+--probe-epochs 20 --max-epochs 0 (the linear layer alone, on text vectors encoded once).
+
 Tables are csv files with the columns AccessionNo,report_text and, except for label, one 0/1 column per finding. train
 writes a run folder with best/, last/, metrics.json, per_case.csv and the published tables, and prints F1 per finding
 beside a keyword labeller and two constants. The last line of standard output is one JSON object. Exit code 0: fine;
