@@ -24,7 +24,7 @@ VAL_FRACTION = 0.10
 PRESENT = "1"
 SHOWN = 5
 TASK_KEYS = {"width": 512, "max_tokens": MAX_TOKENS, "beams": 3, "min_words": 0, "length_penalty": 0.0}
-TASK_KEYS |= {"block_trigrams": False, "label_loss": 0.1, "ranking_loss": 0.1, "text_memory": 0.0}
+TASK_KEYS |= {"block_trigrams": False, "label_loss": 0.1, "ranking_loss": 0.1, "text_memory": 0.0, "patch_dropout": 0.0}
 
 
 def load(case: Case, cfg: FinetuneConfig) -> np.ndarray:
@@ -219,9 +219,11 @@ BENCHMARK = Benchmark(
             "max_epoch": 40,
             "val_every_epochs": 10,
             "batch_size": 16,
-            "learning_rate": 2e-3,
+            "learning_rate": 5e-3,
             "width": 96,
-            "label_loss": 1.0,
+            "label_loss": 2.0,
+            "ranking_loss": 0.0,
+            "patch_dropout": 0.8,
         },
         "frozen": {"freeze": "encoder", "cache": "memory"},
         "words_only_reference": {"protocol": "reference", "label_loss": 0.0, "ranking_loss": 0.0},

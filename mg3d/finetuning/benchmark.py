@@ -205,6 +205,7 @@ class ReportTask:
         label_loss: weight of the label loss; 0 is off.
         ranking_loss: weight of the ranking loss; 0 is off.
         text_memory: share of the training images whose memory sees their own report (published: 1).
+        patch_dropout: share of the training images whose patch tokens are blanked (published: 0).
         findings: what a report says, as a set of names; None leaves the clinical figures out.
         finding_names: every name that ``findings`` may return.
     """
@@ -223,6 +224,7 @@ class ReportTask:
     label_loss: float = 0.1
     ranking_loss: float = 0.1
     text_memory: float = 1.0
+    patch_dropout: float = 0.0
     findings: Callable[[str], frozenset[str]] | None = None
     finding_names: tuple[str, ...] = ()
 

@@ -46,6 +46,8 @@ class GeneratorOptions:
         places: P if the generator knows where a patch is: every encoder token has a learned place vector, z_img is a
             linear map of all patches, and the label priors hold it. 0 is as published: z_img is a map of the patches'
             mean, and the decoder cannot tell which part of the chest, or which label, a token stands for.
+        patch_dropout: share of the training images whose patch tokens are blanked, so that the report must follow the
+            label priors; with few reports the patches are learned by heart. Published: 0.
     """
 
     words: int
@@ -60,6 +62,7 @@ class GeneratorOptions:
     longest: int = 152
     text_memory: float = 1.0
     places: int = 0
+    patch_dropout: float = 0.0
 
     def to_plain(self) -> dict[str, Any]:
         """Plain form for the metadata of weights."""
@@ -160,6 +163,10 @@ class MemoryGenerator(nn.Module):
             update = self.write(self.norm_memory(memory_BME), text_BLE, seen_BL[:, None, None])
             told_B = torch.rand(len(ids_BL), device=update.device) < self.options.text_memory
             memory_BME = memory_BME + self.dropout(update) * told_B[:, None, None]
+        if self.training and self.options.patch_dropout > 0:
+            feat_BPF = feat_BPF * (
+                torch.rand(len(feat_BPF), 1, 1, device=feat_BPF.device) >= self.options.patch_dropout
+            )
         tokens_BSE = self.encode_tokens(self.encoder_tokens(feat_BPF, image_BE, memory_BME))
         logits = self.scores(self._decode(ids_BL[:, :-1], tokens_BSE))
         if text_BLE is None:

@@ -84,6 +84,7 @@ class ReportGenerationModule(pl.LightningModule):
                 hidden=task.width,
                 longest=task.max_tokens + 2,
                 text_memory=task.text_memory,
+                patch_dropout=task.patch_dropout,
                 places=0 if published else PATCHES,
             )
         )

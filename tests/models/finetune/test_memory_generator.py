@@ -131,6 +131,17 @@ def test_the_memory_sees_the_report_only_in_training(share: float) -> None:
         assert alike != (training and share == 1.0)
 
 
+def test_blanked_patches_leave_the_priors_and_never_touch_the_test() -> None:
+    model = small(dropout=0.0, text_memory=0.0, patch_dropout=1.0, places=27)
+    (feat, whole), (other, _) = seen(), seen()
+    other = other + torch.randn(3, 27, 24, generator=torch.Generator().manual_seed(5))
+    model.image_vector = lambda *_: torch.ones(3, 32)  # type: ignore[method-assign]
+    for training in (True, False):
+        model.train(training)
+        one, two = model(feat, whole, report_ids()).logits, model(other, whole, report_ids()).logits
+        assert torch.allclose(one, two, atol=1e-6) == training
+
+
 @pytest.mark.parametrize("blocked", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_cache_changes_no_report(blocked: bool, layers: int) -> None:
