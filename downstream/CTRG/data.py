@@ -224,6 +224,7 @@ BENCHMARK = Benchmark(
             "label_loss": 2.0,
             "ranking_loss": 0.0,
             "patch_dropout": 0.8,
+            "length_penalty": 1.0,
         },
         "frozen": {"freeze": "encoder", "cache": "memory"},
         "words_only_reference": {"protocol": "reference", "label_loss": 0.0, "ranking_loss": 0.0},
