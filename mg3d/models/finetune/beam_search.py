@@ -74,9 +74,7 @@ def better_of(first: Hypotheses, second: Hypotheses) -> Hypotheses:
     width = max(first.ids.shape[1], second.ids.shape[1])
     padded = [torch.nn.functional.pad(each.ids, (0, width - each.ids.shape[1])) for each in (first, second)]
     take = second.scores > first.scores
-    return Hypotheses(
-        torch.where(take[:, None], padded[1], padded[0]), torch.where(take, second.scores, first.scores)
-    )
+    return Hypotheses(torch.where(take[:, None], padded[1], padded[0]), torch.where(take, second.scores, first.scores))
 
 
 @torch.no_grad()

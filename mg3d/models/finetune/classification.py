@@ -10,19 +10,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mg3d import __version__
 from mg3d.errors import ConfigError
-from mg3d.models.checkpoint import METADATA_KEY, check_resumable, describe_weights
+from mg3d.models.checkpoint import describe_weights
 from mg3d.models.distributed import global_mean
 from mg3d.models.epoch_means import EpochMeans
+from mg3d.models.finetune.case_module import CaseModule
 from mg3d.models.finetune.case_rows import gather_rows, rows_of_batch, rows_to_arrays
 from mg3d.models.finetune.decoders import build_segmenter, check_window
 from mg3d.models.finetune.figures import figures, monitored
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["ClassificationModule", "build_classification_module", "classification_loss"]
 
 log = logging.getLogger(__name__)
-
-EPOCH_SUMS_KEY = "mg3d_epoch_sums"
 
 
 def classification_loss(logits_BK: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
@@ -66,7 +63,7 @@ def classification_loss(logits_BK: Tensor, target: Tensor, class_weights: Tensor
     return global_mean((terms * known).sum(), known.sum())
 
 
-class ClassificationModule(pl.LightningModule):
+class ClassificationModule(CaseModule):
     """Encoder, head, loss, optimizer and case rows of a classification benchmark.
 
     Args:
@@ -94,11 +91,7 @@ class ClassificationModule(pl.LightningModule):
             self.head = build_head(task.head, encoder.out_channels, len(task.outputs), unet=unet)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", _class_weights(task), persistent=False)
-        self.case_rows: list[dict[str, Any]] = []
-        self.prediction_dir: Path | None = None
-        self.ensemble: list[ClassificationModule] = []
-        self._rows: list[dict[str, Any]] = []
-        self._epoch = {phase: EpochMeans() for phase in ("train", "val", "test")}
+        self._losses = EpochMeans()
 
     @property
     def encoder(self) -> VisionEncoder:
@@ -126,7 +119,7 @@ class ClassificationModule(pl.LightningModule):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """One training batch."""
         loss = classification_loss(self(batch["image"]), batch["target"], self.class_weights)
-        self._epoch["train"].add("loss", loss, len(batch["image"]))
+        self._train_means.add("loss", loss, len(batch["image"]))
         self.log("train/loss", loss.detach(), batch_size=len(batch["image"]))
         return {"loss": loss}
 
@@ -142,7 +135,7 @@ class ClassificationModule(pl.LightningModule):
         count = len(batch["image"])
         probs_BK = predict(batch["image"]) if count else torch.zeros(0, len(self.task.outputs), device=self.device)
         log_loss = _log_loss(probs_BK, batch["target"])
-        self._epoch[phase].add("loss", log_loss, count)
+        self._losses.add("loss", log_loss, count)
         self._rows += rows_of_batch(self.task, batch, probs_BK)
 
     def _averaged(self, image_B1DHW: Tensor) -> Tensor:
@@ -154,35 +147,14 @@ class ClassificationModule(pl.LightningModule):
         return torch.stack(found).mean(dim=0)
 
     # ---------------------------------------------------------------- epochs
-    def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the training epoch."""
-        for name, value in self._epoch["train"].means().items():
-            self.log(f"train/{name}_epoch", value, sync_dist=True)
-        self._epoch["train"].reset()
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin an empty list of rows."""
-        self._begin("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Begin an empty list of rows."""
-        self._begin("test")
-
-    def on_validation_epoch_end(self) -> None:
-        """Gather the rows of all processes and log the figures, among them ``val/the_metric``."""
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Gather the rows of all processes and log the figures."""
-        self._finish("test")
 
     def _begin(self, phase: str) -> None:
-        self._rows, self.case_rows = [], []
-        self._epoch[phase].reset()
+        super()._begin(phase)
+        self._losses.reset()
 
     def _finish(self, phase: str) -> None:
         self.case_rows, self._rows = gather_rows(self._rows), []
-        found = self._epoch[phase].means()
+        found = self._losses.means()
         if self.case_rows:
             ids, _, probabilities, targets = rows_to_arrays(self.case_rows, self.task)
             found |= figures(self.task, ids, probabilities, targets)
@@ -212,16 +184,6 @@ class ClassificationModule(pl.LightningModule):
             input_size_dhw=list(self.task.size_dhw),
             axis_order=self.cfg.axis_order,
         )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the metadata and the running sums of the epoch."""
-        checkpoint[METADATA_KEY] = self.metadata()
-        checkpoint[EPOCH_SUMS_KEY] = self._epoch["train"].state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model, then take the running sums of an interrupted epoch up again."""
-        check_resumable(self, checkpoint)
-        self._epoch["train"].load_state_dict(checkpoint.get(EPOCH_SUMS_KEY, {}), self.device)
 
 
 def build_classification_module(

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,9 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from mg3d import __version__
 from mg3d.errors import ConfigError
 from mg3d.metrics.captioning import score_captions
-from mg3d.models.checkpoint import METADATA_KEY, check_resumable, describe_weights
-from mg3d.models.epoch_means import EpochMeans
+from mg3d.models.checkpoint import describe_weights
 from mg3d.models.finetune.beam_search import SearchOptions
+from mg3d.models.finetune.case_module import CaseModule
 from mg3d.models.finetune.case_rows import gather_rows
 from mg3d.models.finetune.layer_decay import freeze_encoder, frozen_stages
 from mg3d.models.finetune.memory_generator import GeneratorOptions, GeneratorOutput, MemoryGenerator
@@ -40,14 +38,13 @@ __all__ = ["ReportGenerationModule", "build_report_module"]
 
 log = logging.getLogger(__name__)
 
-EPOCH_SUMS_KEY = "mg3d_epoch_sums"
 PUBLISHED_CLIP_VALUE = 5.0
 PUBLISHED_DECAY = 0.8
 PUBLISHED_VISUAL_SHARE = 0.5
 ALL_STAGES = 6
 
 
-class ReportGenerationModule(pl.LightningModule):
+class ReportGenerationModule(CaseModule):
     """Encoder, generator, losses, optimizer and case rows of a report-generation benchmark.
 
     With a frozen encoder and ``cache=memory`` the pooled maps of every volume are computed once, before the first
@@ -97,11 +94,6 @@ class ReportGenerationModule(pl.LightningModule):
         )
         self.frozen = frozen_stages(cfg) >= ALL_STAGES
         self.ranks = bool(task.labels and task.ranking_loss)
-        self.case_rows: list[dict[str, Any]] = []
-        self.prediction_dir: Path | None = None
-        self.ensemble: list[Any] = []
-        self._rows: list[dict[str, Any]] = []
-        self._epoch = EpochMeans()
 
     @property
     def encoder(self) -> VisionEncoder:
@@ -129,7 +121,7 @@ class ReportGenerationModule(pl.LightningModule):
         weights = {"label_loss": self.task.label_loss, "ranking_loss": self.task.ranking_loss}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
         for name, value in {"loss": loss, **terms}.items():
-            self._epoch.add(name, value, len(batch["ids"]))
+            self._train_means.add(name, value, len(batch["ids"]))
             self.log(f"train/{name}", value.detach(), batch_size=len(batch["ids"]))
         return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
 
@@ -205,28 +197,6 @@ class ReportGenerationModule(pl.LightningModule):
         data.features.update(found)
         log.info("features of %d volumes computed once", len(found))
 
-    def on_train_epoch_end(self) -> None:
-        """Log the mean losses of the training epoch."""
-        for name, value in self._epoch.means().items():
-            self.log(f"train/{name}_epoch", value, sync_dist=True)
-        self._epoch.reset()
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin an empty list of rows."""
-        self._rows, self.case_rows = [], []
-
-    def on_test_epoch_start(self) -> None:
-        """Begin an empty list of rows."""
-        self._rows, self.case_rows = [], []
-
-    def on_validation_epoch_end(self) -> None:
-        """Gather the reports of all processes and log their scores, among them ``val/the_metric``."""
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Gather the reports of all processes and log their scores."""
-        self._finish("test")
-
     def _finish(self, phase: str) -> None:
         self.case_rows, self._rows = gather_rows(self._rows), []
         if not self.case_rows:
@@ -280,16 +250,6 @@ class ReportGenerationModule(pl.LightningModule):
             labels=list(self.task.labels),
             input_size_dhw=list(self.task.size_dhw),
         )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the metadata and the running sums of the epoch."""
-        checkpoint[METADATA_KEY] = self.metadata()
-        checkpoint[EPOCH_SUMS_KEY] = self._epoch.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model, then take the running sums of an interrupted epoch up again."""
-        check_resumable(self, checkpoint)
-        self._epoch.load_state_dict(checkpoint.get(EPOCH_SUMS_KEY, {}), self.device)
 
 
 def build_report_module(cfg: FinetuneConfig, task: ReportTask, total_steps: int) -> ReportGenerationModule:

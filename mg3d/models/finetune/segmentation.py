@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 from torch import Tensor
 
 from mg3d import __version__
 from mg3d.errors import ConfigError
-from mg3d.models.checkpoint import METADATA_KEY, check_resumable, describe_weights
-from mg3d.models.epoch_means import EpochMeans
+from mg3d.models.checkpoint import describe_weights
+from mg3d.models.finetune.case_module import CaseModule
 from mg3d.models.finetune.case_rows import gather_rows
 from mg3d.models.finetune.decoders import build_segmenter, check_window
 from mg3d.models.finetune.heads import use_running_statistics
@@ -40,10 +39,8 @@ __all__ = ["SegmentationModule", "build_segmentation_module"]
 
 log = logging.getLogger(__name__)
 
-EPOCH_SUMS_KEY = "mg3d_epoch_sums"
 
-
-class SegmentationModule(pl.LightningModule):
+class SegmentationModule(CaseModule):
     """Encoder with decoder, loss, optimizer, sliding-window evaluation and case rows of a segmentation benchmark.
 
     With ``protocol=clean`` scores are taken in the geometry of the stored image, on its complete label map; with
@@ -68,11 +65,6 @@ class SegmentationModule(pl.LightningModule):
         self.cfg, self.task, self.total_steps = cfg, task, total_steps
         self.network = build_segmenter(encoder, len(task.classes) + 1, cfg.decoder)
         self.loss = SegmentationLoss(task.loss)
-        self.case_rows: list[dict[str, Any]] = []
-        self.prediction_dir: Path | None = None
-        self.ensemble: list[SegmentationModule] = []
-        self._rows: list[dict[str, Any]] = []
-        self._train_means = EpochMeans()
 
     @property
     def encoder(self) -> VisionEncoder:
@@ -154,27 +146,6 @@ class SegmentationModule(pl.LightningModule):
             write_label_map(Path(self.prediction_dir) / f"{sample.case.id}.nii.gz", labels, sample.case.image)
 
     # ---------------------------------------------------------------- epochs
-    def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the training epoch."""
-        for name, value in self._train_means.means().items():
-            self.log(f"train/{name}_epoch", value, sync_dist=True)
-        self._train_means.reset()
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin an empty list of rows."""
-        self._rows, self.case_rows = [], []
-
-    def on_test_epoch_start(self) -> None:
-        """Begin an empty list of rows."""
-        self._rows, self.case_rows = [], []
-
-    def on_validation_epoch_end(self) -> None:
-        """Gather the rows of all processes and log the Dice, among them ``val/the_metric``."""
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Gather the rows of all processes and log the Dice."""
-        self._finish("test")
 
     def _finish(self, phase: str) -> None:
         self.case_rows = [row for case in gather_rows(self._rows) for row in case["rows"]]
@@ -208,16 +179,6 @@ class SegmentationModule(pl.LightningModule):
             foreground_crop=task.foreground_crop,
             roi=list(task.roi),
         )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the metadata and the running sums of the epoch."""
-        checkpoint[METADATA_KEY] = self.metadata()
-        checkpoint[EPOCH_SUMS_KEY] = self._train_means.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model, then take the running sums of an interrupted epoch up again."""
-        check_resumable(self, checkpoint)
-        self._train_means.load_state_dict(checkpoint.get(EPOCH_SUMS_KEY, {}), self.device)
 
 
 def build_segmentation_module(cfg: FinetuneConfig, task: SegmentationTask, total_steps: int) -> SegmentationModule:

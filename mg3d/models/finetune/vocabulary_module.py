@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,9 +22,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mg3d import __version__
 from mg3d.errors import ConfigError, MG3DError
-from mg3d.models.checkpoint import METADATA_KEY, check_resumable, describe_weights, read_weights_file
+from mg3d.models.checkpoint import describe_weights, read_weights_file
 from mg3d.models.distributed import is_distributed
-from mg3d.models.epoch_means import EpochMeans
+from mg3d.models.finetune.case_module import CaseModule
 from mg3d.models.finetune.case_rows import gather_rows, rows_of_batch, rows_to_arrays
 from mg3d.models.finetune.figures import figures, monitored
 from mg3d.models.finetune.pairwise import pairwise_scores
@@ -43,14 +42,13 @@ __all__ = ["VocabularyModule", "build_vocabulary_module"]
 
 log = logging.getLogger(__name__)
 
-EPOCH_SUMS_KEY = "mg3d_epoch_sums"
 PUBLISHED_WARMUP_VOLUMES = 10_000
 TEXTS_AT_ONCE = 64
 REPORT_TEMPERATURE = 0.1
 """Of the contrastive loss between reports and volumes."""
 
 
-class VocabularyModule(pl.LightningModule):
+class VocabularyModule(CaseModule):
     """Network, losses, optimizer and case rows of a vocabulary benchmark.
 
     Texts are encoded once. So are volumes where the image encoder does not learn; the data module then reads none any
@@ -81,14 +79,9 @@ class VocabularyModule(pl.LightningModule):
         self.cfg, self.task, self.network, self.total_steps = cfg, task, network, total_steps
         self.tokenizer = tokenizer
         self.frozen = "image_encoder" not in task.trainable
-        self.case_rows: list[dict[str, Any]] = []
         self.case_arrays: dict[str, Any] = {}
-        self.prediction_dir: Path | None = None
-        self.ensemble: list[Any] = []
         self._texts: dict[str, Tensor] = {}
-        self._rows: list[dict[str, Any]] = []
         self._seen: dict[str, Tensor] = {}
-        self._epoch = EpochMeans()
 
     @property
     def encoder(self) -> VisionEncoder:
@@ -144,7 +137,7 @@ class VocabularyModule(pl.LightningModule):
             terms["report_loss"] = self.report_loss(image_BIE, [self.task.reports[name] for name in batch["id"]])
         loss = terms["prompt_loss"] + self.task.report_loss * terms.get("report_loss", torch.zeros(()).to(image_BIE))
         for name, value in {"loss": loss, **terms}.items():
-            self._epoch.add(name, value, len(image_BIE))
+            self._train_means.add(name, value, len(image_BIE))
             self.log(f"train/{name}", value.detach(), batch_size=len(image_BIE))
         return {"loss": loss}
 
@@ -159,11 +152,15 @@ class VocabularyModule(pl.LightningModule):
 
     def report_loss(self, image_BIE: Tensor, reports: Sequence[str]) -> Tensor:
         """Cross-entropy of every report among the volumes of the batch, and the other way round."""
-        image_BIC, text_BF = self.network.project_image(image_BIE), self.text_vectors(reports)
-        size = len(reports)
-        text_BBC = self.network.project_text(text_BF).repeat_interleave(size, dim=0).unsqueeze(1)
-        image_P, text_P = self.network.latents(image_BIC.repeat(size, 1, 1), text_BBC)
-        scores_BB = (image_P * text_P[:, 0]).sum(dim=-1).view(size, size) / REPORT_TEMPERATURE
+        size, text_BF = len(reports), self.text_vectors(reports)
+        if self.task.fusion == "none":
+            scores_BB = self.network.text_latents(text_BF) @ self.network.image_latents(image_BIE, text_BF).t()
+        else:
+            image_BIC, text_BC = self.network.project_image(image_BIE), self.network.project_text(text_BF)
+            texts = text_BC.repeat_interleave(size, dim=0).unsqueeze(1)
+            image_P, text_P = self.network.latents(image_BIC.repeat(size, 1, 1), texts)
+            scores_BB = (image_P * text_P[:, 0]).sum(dim=-1).view(size, size)
+        scores_BB = scores_BB / REPORT_TEMPERATURE
         same = torch.tensor([[one == other for other in reports] for one in reports], device=scores_BB.device)
         wanted = same / same.sum(dim=1, keepdim=True)
         return (functional.cross_entropy(scores_BB, wanted) + functional.cross_entropy(scores_BB.t(), wanted)) / 2
@@ -221,16 +218,6 @@ class VocabularyModule(pl.LightningModule):
         if self.frozen:
             self.network.visual.eval()
 
-    def on_train_epoch_end(self) -> None:
-        """Log the mean losses of the training epoch."""
-        for name, value in self._epoch.means().items():
-            self.log(f"train/{name}_epoch", value, sync_dist=True)
-        self._epoch.reset()
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin an empty list of rows."""
-        self._rows, self.case_rows = [], []
-
     def on_test_epoch_start(self) -> None:
         """Note the validation cases under the same weights; then begin an empty list of rows."""
         self._rows, self._seen = [], {}
@@ -238,10 +225,6 @@ class VocabularyModule(pl.LightningModule):
             self._note({**batch, "image": batch["image"].to(self.device)})
         self.case_arrays = {"tuning_rows": gather_rows(self._rows)}
         self._rows, self.case_rows = [], []
-
-    def on_validation_epoch_end(self) -> None:
-        """Gather the rows of all processes and log the figures, among them ``val/the_metric``."""
-        self._finish("val")
 
     def on_test_epoch_end(self) -> None:
         """Gather the rows of all processes, compare volumes and reports, and log the figures."""
@@ -318,16 +301,6 @@ class VocabularyModule(pl.LightningModule):
             network=self.network.describe(),
             axis_order=self.cfg.axis_order,
         )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the metadata and the running sums of the epoch."""
-        checkpoint[METADATA_KEY] = self.metadata()
-        checkpoint[EPOCH_SUMS_KEY] = self._epoch.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model, then take the running sums of an interrupted epoch up again."""
-        check_resumable(self, checkpoint)
-        self._epoch.load_state_dict(checkpoint.get(EPOCH_SUMS_KEY, {}), self.device)
 
 
 def _gathered(seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
