@@ -188,9 +188,9 @@ def write_phantom(root: Path, seed: int) -> None:
     write_ct_rate(root, seed=seed)
 
 
-PHANTOM = {"roi": [32, 32, 32], "cache": "memory", "max_epoch": 30, "val_every_epochs": 10, "batch_size": 16}
-PHANTOM |= {"learning_rate": 1e-3, "warmup_epochs": 1.0, "image_tokens": "multi_scale", "standardise": True}
-PHANTOM |= {"text_pooling": "mean", "width": 64, "latent": 64, "report_loss": 1.0}
+PHANTOM = {"roi": [32, 32, 32], "cache": "memory", "max_epoch": 10, "val_every_epochs": 2, "batch_size": 16}
+PHANTOM |= {"learning_rate": 2e-3, "warmup_epochs": 1.0, "image_tokens": "multi_scale", "standardise": True}
+PHANTOM |= {"text_pooling": "mean", "width": 64, "latent": 64, "report_loss": 0.1}
 PHANTOM |= {"pools": ["studies", "volumes", "unique_reports"]}
 PUBLISHED = {"protocol": "reference", "axis_order": "zxy", "project": False, "max_cases": 1000, "max_epoch": 10}
 BENCHMARK = Benchmark(

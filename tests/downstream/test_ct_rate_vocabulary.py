@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from entry import metrics_of, rows_of, start
 from folders import config, load_folder
 
 from mg3d.datasets.labels import CT_RATE_LABELS
@@ -156,3 +158,24 @@ def test_published_files(tmp_path: Path) -> None:
 def test_weights_of_positives() -> None:
     labels = np.asarray([[1, 0, -1], [0, 0, 1], [0, 0, 1], [0, -1, 0]])
     assert positive_weights(labels) == (3.0, 1.0, 0.5)
+
+
+@pytest.mark.slow
+def test_a_phantom_run_names_visible_findings_and_retrieves(tmp_path: Path) -> None:
+    places = [f"{key}={tmp_path / key}" for key in ("data_root", "work_dir", "log_dir")]
+    quick = ("fusion=none", "max_epoch=20", "val_every_epochs=4")  # the attention takes ten times as long
+    done = start("CT-RATE", tmp_path, "with", "phantom", *quick, *places, "num_gpus=0", "num_threads=1")
+    assert done.code == 0, done.told[-3000:]
+    run_dir = Path(json.loads(done.out.splitlines()[-1])["run_dir"])
+    metrics = metrics_of(run_dir)
+    assert metrics["auroc_scored"]["mean"] > 0.8 and metrics["auroc_scored"]["ci95"][0] > 0.7
+    assert len(metrics["auroc_scored"]["per_class"]) == 8
+    recall = metrics["recall@5"]
+    assert recall["mean"] >= 3 * recall["chance"] and recall["ci95"][0] > recall["chance"]
+    assert {"recall@10/volumes", "recall@10/unique_reports", "map@1", "f1", "f1/own_threshold"} <= set(metrics)
+    rows = rows_of(run_dir)
+    assert len(rows) == metrics["cases"]["test"] == metrics["auroc"]["n"]
+    assert np.load(run_dir / "predictions/image_latents.npz")["data"].shape == (len(rows), 1, 64)
+    assert np.load(run_dir / "predictions/report_to_volume.npz")["data"].shape == (len(rows), len(rows))
+    for name in ("labels_weights.npz", "predicted_weights.npz", "accessions.txt", "aurocs.csv"):
+        assert (run_dir / "results" / name).is_file()

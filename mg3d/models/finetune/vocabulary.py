@@ -41,6 +41,10 @@ TRAINABLE = {
 """Names that ``trainable`` takes -> first parts of the parameters' names."""
 
 TEXT_TYPE, IMAGE_TYPE = 0, 1
+TYPE_STD = 0.02
+VALUE_PATH = (".value1", ".value2", ".fc2.v_proj", ".fc2.c_proj")
+IMAGE_FLOOR, TEXT_FLOOR = 0.1, 0.01
+OWN_LINEARS = ("multi_modal_vision_proj", "multi_modal_language_proj", "local_img_cross_multihead_attention.")
 FUSIONS = ("gated", "none")
 IMAGE_TOKENS = ("x4", "multi_scale")
 POOLINGS = ("cls", "mean")
@@ -86,19 +90,25 @@ class VocabularyOptions:
 
 
 class Standardised(nn.Module):
-    """Subtract a mean and divide by a deviation that are not learned; nothing changes before they are fitted.
+    """Subtract a mean, divide by a deviation and decorrelate the channels; nothing changes before it is fitted.
+
+    Frozen features have few strong directions that all volumes share; without them findings are learned in fewer steps.
 
     Args:
-        shape: shape of one item.
+        shape: shape of one item, channels last.
+        floor: variance that is added in every direction before it is divided by.
     """
 
     mean: Tensor
     deviation: Tensor
+    mix: Tensor
 
-    def __init__(self, *shape: int) -> None:
+    def __init__(self, *shape: int, floor: float = IMAGE_FLOOR) -> None:
         super().__init__()
+        self.floor = floor
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("deviation", torch.ones(shape))
+        self.register_buffer("mix", torch.eye(shape[-1]))
 
     @torch.no_grad()
     def fit(self, items: Tensor) -> None:
@@ -106,10 +116,13 @@ class Standardised(nn.Module):
         deviation, mean = torch.std_mean(items.float(), dim=0, correction=0)
         self.mean.copy_(mean)
         self.deviation.copy_(deviation.clamp(min=LEAST_DEVIATION))
+        rows = ((items - self.mean) / self.deviation).flatten(0, -2)
+        values, vectors = torch.linalg.eigh(rows.t() @ rows / len(rows))
+        self.mix.copy_((vectors * (values.clamp(min=0.0) + self.floor).rsqrt()) @ vectors.t())
 
     def forward(self, items: Tensor) -> Tensor:
         """Standardise ``[..., *shape]``."""
-        return (items - self.mean) / self.deviation
+        return (items - self.mean) / self.deviation @ self.mix
 
 
 class EncoderTokens(nn.Module):
@@ -171,7 +184,7 @@ class VocabularyNetwork(nn.Module):
         given, text, width = self.visual.width, language_encoder.embed_dim, options.width
         if not options.project and {given, text} != {width}:
             raise ValueError(f"without projections image tokens ({given}) and texts ({text}) must be {width} wide")
-        self.image_scale, self.text_scale = Standardised(self.tokens, given), Standardised(text)
+        self.image_scale, self.text_scale = Standardised(self.tokens, given), Standardised(text, floor=TEXT_FLOOR)
         self.multi_modal_vision_proj = nn.Linear(given, width)
         self.multi_modal_language_proj = nn.Linear(text, width)
         self.modality_type_embeddings = nn.Embedding(2, width)
@@ -181,6 +194,16 @@ class VocabularyNetwork(nn.Module):
         self.to_text_latent = nn.Linear(width, options.latent, bias=False)
         self.to_visual_latent = nn.Linear(self.tokens * width, options.latent, bias=False)
         self.temperature = nn.Parameter(torch.tensor(1.0))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Start as if there were no attention but its gates: random layers would hide what differs between volumes."""
+        nn.init.normal_(self.modality_type_embeddings.weight, std=TYPE_STD)
+        for name, part in self.named_modules():
+            if isinstance(part, nn.Linear) and name.startswith(OWN_LINEARS) and part.bias is not None:
+                nn.init.zeros_(part.bias)
+                if name.endswith(VALUE_PATH):
+                    nn.init.eye_(part.weight)
 
     # ---------------------------------------------------------------- what the frozen encoders give
     def image_features(self, vol_B1DHW: Tensor) -> Tensor:
@@ -201,14 +224,14 @@ class VocabularyNetwork(nn.Module):
     # ---------------------------------------------------------------- what is learned
     def project_image(self, image_BIE: Tensor) -> Tensor:
         """Image features ``[B, I, E]`` -> ``[B, I, C]``."""
-        scaled = self.image_scale(image_BIE)
+        scaled = self.image_scale(image_BIE) if self.options.standardise else image_BIE
         if not self.options.project:
             return scaled
         return self.multi_modal_vision_proj(scaled) + self.modality_type_embeddings.weight[IMAGE_TYPE]
 
     def project_text(self, text_TF: Tensor) -> Tensor:
         """Text features ``[..., F]`` -> ``[..., C]``."""
-        scaled = self.text_scale(text_TF)
+        scaled = self.text_scale(text_TF) if self.options.standardise else text_TF
         if not self.options.project:
             return scaled
         return self.multi_modal_language_proj(scaled) + self.modality_type_embeddings.weight[TEXT_TYPE]
@@ -239,6 +262,9 @@ class VocabularyNetwork(nn.Module):
         Returns:
             ``[B, G, T]``: exp(temperature) times the cosine.
         """
+        if self.options.fusion == "none":
+            cosines = self.image_latents(image_BIE, text_GTF) @ self.text_latents(text_GTF.flatten(0, 1)).t()
+            return self.temperature.exp() * cosines.view(len(image_BIE), *text_GTF.shape[:2])
         image_BP, text_BTP, (volumes, groups) = self._together(image_BIE, text_GTF)
         return self.temperature.exp() * (text_BTP @ image_BP.unsqueeze(-1)).view(volumes, groups, -1)
 

@@ -13,7 +13,7 @@ __all__ = ["TEXT_ENCODER", "write_ct_rate"]
 TEXT_ENCODER = "text_encoder"
 
 
-def write_ct_rate(root: Path, *, train: int = 240, valid: int = 80, size: int = 40, seed: int = 0) -> None:
+def write_ct_rate(root: Path, *, train: int = 400, valid: int = 80, size: int = 40, seed: int = 0) -> None:
     """Write volumes and tables of both official splits, and ``text_encoder``.
 
     Args:
