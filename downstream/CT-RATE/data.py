@@ -16,6 +16,7 @@ from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Benchmark, Case, ClassificationTask, Splits, VocabularyTask
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.label_tables import positive_weights, write_label_tables
+from mg3d.finetuning.pictures.latent_maps import draw_latent_maps
 from mg3d.scans.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def check_data(cfg: FinetuneConfig) -> list[str]:
 def write_results(cfg: FinetuneConfig, run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The files of the published scripts: labels, probabilities, names, AUROC of every finding."""
     write_label_tables(run_dir / "results", rows, CT_RATE_LABELS)
+    draw_latent_maps(run_dir, rows, CT_RATE_LABELS if cfg.pictures else ())
 
 
 def write_phantom(root: Path, seed: int) -> None:

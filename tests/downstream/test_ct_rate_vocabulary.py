@@ -163,7 +163,12 @@ def test_weights_of_positives() -> None:
 @pytest.mark.slow
 def test_a_phantom_run_names_visible_findings_and_retrieves(tmp_path: Path) -> None:
     places = [f"{key}={tmp_path / key}" for key in ("data_root", "work_dir", "log_dir")]
-    quick = ("fusion=none", "max_epoch=20", "val_every_epochs=4")  # the attention takes ten times as long
+    quick = (
+        "fusion=none",
+        "max_epoch=20",
+        "val_every_epochs=4",
+        "pictures=False",
+    )  # the attention takes ten times as long
     done = start("CT-RATE", tmp_path, "with", "phantom", *quick, *places, "num_gpus=0", "num_threads=1")
     assert done.code == 0, done.told[-3000:]
     run_dir = Path(json.loads(done.out.splitlines()[-1])["run_dir"])
