@@ -25,7 +25,7 @@ def _found() -> CaseList:
 
 def _apply(tmp_path: Path, content: str, name: str = "list.txt") -> CaseList:
     path = tmp_path / name
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     return apply_exclusion_list(_found(), read_exclusion_list(path))
 
 

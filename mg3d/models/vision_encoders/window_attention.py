@@ -30,7 +30,16 @@ CPU_MAP_BYTES = 2**21
 
 
 class GridWindowAttention(WindowAttention):
-    """MONAI's window attention, same parameters and results, applied to a grid instead of to padded windows."""
+    """MONAI's window attention, same parameters and results, applied to a grid instead of to padded windows.
+
+    Args:
+        *args: of MONAI's attention.
+        **options: of MONAI's attention.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._rows: dict[tuple[tuple[WindowGroup, ...], torch.device], Tensor] = {}
 
     def forward(  # type: ignore[override]
         self, grid_BDHWC: Tensor, window: tuple[int, int, int], shift: tuple[int, int, int]
@@ -49,14 +58,42 @@ class GridWindowAttention(WindowAttention):
         order, back = window_order((b, d, h, w), window, shift, grid_BDHWC.device)
         rows_NC = _Reorder.apply(grid_BDHWC.reshape(-1, channels), order, back)
         qkv = self.qkv(rows_NC).view(-1, 3, self.num_heads, channels // self.num_heads)
-        positions = window[0] * window[1] * window[2]
-        # for clamped windows the published code reads the top-left block of the index of the full window
-        index = self.get_buffer("relative_position_index")[:positions, :positions]
-        bias_APP = self.relative_position_bias_table[index].permute(2, 0, 1).to(_map_dtype(qkv.dtype))
         groups = window_groups((d, h, w), window, shift)
-        biases = [group.bias(bias_APP).contiguous() for group in groups]
+        biases = self._biases(groups, _map_dtype(qkv.dtype))
         attended_NC = _Attention.apply(qkv, self._padding_key_value(qkv), groups, self.scale, *biases)
         return _Reorder.apply(self.proj(attended_NC), back, order).view(grid_BDHWC.shape)
+
+    def _biases(self, groups: tuple[WindowGroup, ...], dtype: torch.dtype) -> list[Tensor]:
+        """Relative position bias ``[A, P, K]`` of every group, looked up for all groups at once.
+
+        The last key, where there is padding, joins the padded positions: log of the sum of their exponentials.
+        """
+        table_RA = self.relative_position_bias_table.to(dtype)
+        sizes = [len(group.positions) * len(keys) for group in groups for keys in (group.positions, group.padding)]
+        parts = iter(_LookUp.apply(table_RA, self._bias_rows(groups)).split(sizes, dim=1))
+        biases = []
+        for group in groups:
+            shape = self.num_heads, len(group.positions), -1
+            bias_APK, padded_AT = next(parts).reshape(shape), next(parts)
+            if group.padding:
+                bias_APK = torch.cat([bias_APK, padded_AT.reshape(shape).logsumexp(2, keepdim=True)], dim=2)
+            biases.append(bias_APK.contiguous())
+        return biases
+
+    def _bias_rows(self, groups: tuple[WindowGroup, ...]) -> Tensor:
+        """Rows of the bias table for every query with every key, then every padded position, group by group."""
+        # for clamped windows the published code reads the top-left block of the index of the full window
+        index_PP = self.get_buffer("relative_position_index")
+        key = groups, index_PP.device
+        if key not in self._rows:
+            with torch.inference_mode(False):  # kept for later calls, of training too
+                parts = [
+                    index_PP[list(group.positions)][:, list(keys)].flatten()
+                    for group in groups
+                    for keys in (group.positions, group.padding)
+                ]
+                self._rows[key] = torch.cat(parts).long()
+        return self._rows[key]
 
     def _padding_key_value(self, qkv: Tensor) -> Tensor:
         """Key and value ``[2, A, d]`` of a padded position: a zero vector through the projection."""
@@ -79,6 +116,23 @@ class _Reorder(torch.autograd.Function):
         return grad_NC.contiguous().index_select(0, ctx.back), None, None
 
 
+class _LookUp(torch.autograd.Function):
+    """``table[rows].t()``; on a CPU its gradient is a weighted count of the rows, many times as fast as adding up."""
+
+    @staticmethod
+    def forward(ctx: Any, table_RA: Tensor, rows_T: Tensor) -> Tensor:
+        ctx.rows, ctx.length = rows_T, len(table_RA)
+        return table_RA.t().contiguous().index_select(1, rows_T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_AT: Tensor) -> tuple[Tensor, None]:
+        if grad_AT.device.type == "cpu":
+            counts = [torch.bincount(ctx.rows, grad_T, ctx.length) for grad_T in grad_AT]
+            return torch.stack(counts, dim=1).to(grad_AT.dtype), None
+        return grad_AT.new_zeros(ctx.length, len(grad_AT)).index_add_(0, ctx.rows, grad_AT.t()), None
+
+
 class _Attention(torch.autograd.Function):
     """softmax(scale * q k^T + bias) v per window; keeps only q, k, v and the result for the backward pass."""
 
@@ -91,11 +145,17 @@ class _Attention(torch.autograd.Function):
         def work(pieces: list[_Piece]) -> None:
             for piece in pieces:
                 plan = _plan(biases[piece.group], piece.windows)
-                q, k, v = (plan.cut(each) for each in _operands(piece, qkv_N3Ad, padding_2Ad))
+                q, k, v = _operands(piece, qkv_N3Ad, padding_2Ad)
                 targets = plan.cut(piece.block(result), flat=False)
-                for portion, q_, k_, v_, target in zip(plan.portions, q, k, v, targets, strict=True):
-                    attention = _attention(portion, q_, k_, scale)
-                    target.copy_(torch.bmm(attention.to(v_.dtype), v_).view(target.shape))
+                outs = plan.rooms(q.new_empty(len(plan.maps), q.shape[1], q.shape[3]), targets)
+                halves = plan.rooms(plan.maps.to(q.dtype))
+                cuts = plan.cut(q), plan.cut(k, turned=True), plan.cut(v)
+                for portion, q_, k_, v_, target, (out, shaped), half in zip(
+                    plan.portions, *cuts, targets, outs, halves, strict=True
+                ):
+                    _attention(portion, q_, k_, scale)
+                    torch.bmm(_as(portion.maps, half), v_, out=out)
+                    target.copy_(shaped)
 
         with torch.autocast(qkv_N3Ad.device.type, enabled=False):
             run_shares(work, _pieces(qkv_N3Ad, groups))
@@ -141,31 +201,39 @@ def _backward_windows(
     # derivative of softmax: a * (da - sum(a * da)); the sum equals grad . result
     inner_MPA1 = (grad_MPAd * result_MPAd).sum(-1, keepdim=True, dtype=bias.dtype).neg_()
     plan = _plan(bias, len(grad_MPAd))
-    maps = plan.portions[0].maps  # the largest
     # memory of its own for every intermediate: what comes from the allocator is seldom in this core's cache
-    other, in_half, of_bias = (
-        torch.empty_like(maps),
-        maps.to(grad_MPAd.dtype),
-        bias.new_empty(plan.heads, *maps.shape[1:]),
-    )
-    rooms = [each.new_empty(len(maps), each.shape[1], each.shape[-1]) for each in qkv]
-    parts = [plan.cut(each) for each in (*qkv, grad_MPAd, inner_MPA1)]
+    halves = plan.rooms(plan.maps.to(grad_MPAd.dtype))
+    others = plan.rooms(torch.empty_like(plan.maps))
+    of_bias = bias.new_empty(plan.heads, *bias.shape[1:])
+    to_bias = [(grad_bias[portion.heads], of_bias[: len(grad_bias[portion.heads])]) for portion in plan.portions]
+    by_head = [
+        other.view(-1, portion.windows, *other.shape[1:]) for portion, other in zip(plan.portions, others, strict=True)
+    ]
+    q, k, v = qkv
+    cuts = [plan.cut(q), plan.cut(k), plan.cut(k, turned=True), plan.cut(v, turned=True)]
+    cuts += [plan.cut(grad_MPAd), plan.cut(inner_MPA1)]
     targets = [plan.cut(each, flat=False) for each in grads]
-    for portion, q, k, v, grad, inner, to_q, to_k, to_v in zip(plan.portions, *parts, *targets, strict=True):
-        attention = _attention(portion, q, k, scale)
-        count = len(attention)
-        to_v.copy_(torch.bmm(_as(attention, in_half).mT, grad, out=rooms[2][:count]).view(to_v.shape))
-        slope = _sum_of_products(inner, grad, v, 1.0, other[:count]).mul_(attention)
-        by_head = slope.view(-1, portion.windows, *slope.shape[1:])
-        grad_bias[portion.heads].add_(torch.sum(by_head, 1, out=of_bias[: len(by_head)]))
-        slope = _as(slope, in_half)
-        torch.mul(torch.bmm(slope, k, out=rooms[0][:count]).view(to_q.shape), scale, out=to_q)
-        torch.mul(torch.bmm(slope.mT, q, out=rooms[1][:count]).view(to_k.shape), scale, out=to_k)
+    outs = [
+        plan.rooms(each.new_empty(len(plan.maps), each.shape[1], each.shape[3]), target)
+        for each, target in zip(qkv, targets, strict=True)
+    ]
+    loop = zip(plan.portions, halves, others, by_head, to_bias, *cuts, *targets, *outs, strict=True)
+    for portion, half, other, heads, (to_b, out_b), q_, k_, k_T, v_T, grad, inner, to_q, to_k, to_v, *out in loop:
+        attention = _attention(portion, q_, k_T, scale)
+        torch.bmm(_as(attention, half).mT, grad, out=out[2][0])
+        to_v.copy_(out[2][1])
+        slope = _sum_of_products(inner, grad, v_T, 1.0, other).mul_(attention)
+        to_b.add_(torch.sum(heads, 1, out=out_b))
+        slope = _as(slope, half)
+        torch.bmm(slope, k_, out=out[0][0])
+        torch.mul(out[0][1], scale, out=to_q)
+        torch.bmm(slope.mT, q_, out=out[1][0])
+        torch.mul(out[1][1], scale, out=to_k)
 
 
 def _as(maps: Tensor, room: Tensor) -> Tensor:
     """``maps`` in the number type of ``room``, copied there where it is another one."""
-    return maps if maps.dtype == room.dtype else room[: len(maps)].copy_(maps)
+    return maps if maps.dtype == room.dtype else room.copy_(maps)
 
 
 def _map_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -173,11 +241,11 @@ def _map_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _sum_of_products(start: Tensor, a_MPd: Tensor, b_MKd: Tensor, scale: float, out_MPK: Tensor) -> Tensor:
-    """``start + scale * a b^T`` written to ``out``: memory that stays in the cache."""
+def _sum_of_products(start: Tensor, a_MPd: Tensor, b_MdK: Tensor, scale: float, out_MPK: Tensor) -> Tensor:
+    """``start + scale * a b`` written to ``out``: memory that stays in the cache."""
     if a_MPd.dtype == out_MPK.dtype:
-        return torch.baddbmm(start, a_MPd, b_MKd.mT, alpha=scale, out=out_MPK)
-    return torch.add(start, torch.bmm(a_MPd * scale, b_MKd.mT), out=out_MPK)
+        return torch.baddbmm(start, a_MPd, b_MdK, alpha=scale, out=out_MPK)
+    return torch.add(start, torch.bmm(a_MPd * scale, b_MdK), out=out_MPK)
 
 
 class _Portion(NamedTuple):
@@ -212,12 +280,33 @@ class _Plan(NamedTuple):
     heads: int
     windows: int
 
-    def cut(self, block_MPAd: Tensor, flat: bool = True) -> list[Tensor]:
-        """Parts of the portions: ``[A * M, P, d]``, or views ``[A, M, P, d]`` to write to where not ``flat``."""
+    @property
+    def maps(self) -> Tensor:
+        """Room of the first portion, which is the largest."""
+        return self.portions[0].maps
+
+    def cut(self, block_MPAd: Tensor, flat: bool = True, turned: bool = False) -> list[Tensor]:
+        """Parts of the portions: ``[A * M, P, d]``, or views ``[A, M, P, d]`` to write to where not ``flat``.
+
+        Args:
+            block_MPAd: of all heads and windows.
+            flat: one axis for heads and windows.
+            turned: with the last two axes exchanged.
+        """
         if self.heads == 1:
-            return [part for head in block_MPAd.unbind(2) for part in head.split(self.windows)]
+            heads = (head.mT if turned else head for head in block_MPAd.unbind(2))
+            return [part for head in heads for part in head.split(self.windows)]
         parts = block_MPAd.permute(2, 0, 1, 3).split(self.heads)
-        return [part.flatten(0, 1) for part in parts] if flat else list(parts)
+        parts = [part.flatten(0, 1) for part in parts] if flat else list(parts)
+        return [part.mT for part in parts] if turned else parts
+
+    def rooms(self, room: Tensor, targets: list[Tensor] | None = None) -> list[Any]:
+        """As much of ``room`` as each portion needs; with ``targets`` also in their shapes."""
+        found = {len(portion.maps): room[: len(portion.maps)] for portion in self.portions}
+        cut = [found[len(portion.maps)] for portion in self.portions]
+        if targets is None:
+            return cut
+        return [(part, part.view(target.shape)) for part, target in zip(cut, targets, strict=True)]
 
 
 def _plan(bias_APK: Tensor, windows: int) -> _Plan:

@@ -67,21 +67,6 @@ class WindowGroup:
         # [B, nD, P_D, nH, P_H, nW, P_W]
         return grid_BDHW.movedim((3, 5), (2, 3))
 
-    def bias(self, full_APP: Tensor) -> Tensor:
-        """Relative position bias ``[A, P, K]`` of this group from that of a full window ``[A, P', P']``.
-
-        The last column, where there is padding, joins the padded keys: log of the sum of their exponentials.
-        """
-        if len(self.positions) == full_APP.shape[-1]:
-            return full_APP
-        index = torch.tensor(self.positions, device=full_APP.device)
-        rows_APP = full_APP.index_select(1, index)
-        real_APP = rows_APP.index_select(2, index)
-        if not self.padding:
-            return real_APP
-        padded_APP = rows_APP.index_select(2, torch.tensor(self.padding, device=full_APP.device))
-        return torch.cat([real_APP, padded_APP.logsumexp(-1, keepdim=True)], dim=-1)
-
 
 def axis_runs(size: int, edge: int, shift: int) -> tuple[Run, ...]:
     """Cut one axis into the segments that windows of ``edge`` positions, moved by ``shift``, make of it.
