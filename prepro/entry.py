@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mg3d.errors import MG3DError
+from mg3d.terminal import tolerate_any_encoding
 
 INTERRUPTED = 130
 MAX_LINES = 5
@@ -46,6 +47,7 @@ def exit_code_of(work: Callable[[], int], *, disk_code: int, disk_remedy: str, i
     Returns:
         the exit code of the process.
     """
+    tolerate_any_encoding()
     try:
         return work()
     except MG3DError as problem:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mg3d.terminal import tolerate_any_encoding
+
 EVALUATION_TABLE = "evaluation.txt"
 
 
@@ -21,6 +23,7 @@ def is_first_process() -> bool:
 
 def configure_console() -> None:
     """Send the project's log to standard error: notices of the first process, warnings of the others."""
+    tolerate_any_encoding()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("mg3d")
