@@ -7,7 +7,7 @@ import sys
 
 
 def tolerate_any_encoding() -> None:
-    """Let letters that the terminal's encoding lacks (an ASCII locale) be printed as escapes instead of ending a run."""
+    """Print letters that the encoding of the terminal lacks (an ASCII locale) as escapes instead of ending the run."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
