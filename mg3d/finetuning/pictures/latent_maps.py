@@ -59,7 +59,9 @@ def draw_latent_maps(run_dir: Path, rows: Sequence[Mapping[str, Any]], names: Se
         figure = Figure(figsize=(5, 5), layout="constrained")
         axes = figure.subplots()
         for chosen, colour, label in ((~present, OTHERS, "Others"), (present, PRESENT, name)):
-            axes.scatter(*places[chosen].T, s=8, color=colour, label=f"{label} ({int(chosen.sum())})")
+            axes.scatter(
+                places[chosen, 0], places[chosen, 1], s=8, color=colour, label=f"{label} ({int(chosen.sum())})"
+            )
         axes.set_axis_off()
         axes.legend(loc="upper right")
         paths.append(folder / f"{name}.png")
