@@ -78,6 +78,32 @@ def run_fresh(module: str, options: Mapping[str, Any], variables: Mapping[str, s
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def best_of_turns(
+    module: str,
+    subjects: Mapping[str, Mapping[str, Any]],
+    rounds: int,
+    describe: Callable[[int, str, dict[str, Any]], str],
+) -> dict[str, dict[str, float]]:
+    """Run subjects in fresh processes that take turns.
+
+    Args:
+        module: of this folder, for :func:`run_fresh`.
+        subjects: name -> options of its process.
+        rounds: turns of each, at least :data:`MIN_ROUNDS`.
+        describe: round, name and figures of a turn -> the line to print.
+
+    Returns:
+        name -> the smallest value of every figure.
+    """
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in subjects}
+    for number in range(max(rounds, MIN_ROUNDS)):
+        for name, options in subjects.items():
+            result = run_fresh(module, options)
+            found[name].append(result)
+            print(describe(number, name, result), flush=True)
+    return {name: {key: min(each[key] for each in turns) for key in turns[0]} for name, turns in found.items()}
+
+
 def interleave(
     subjects: Mapping[str, Callable[[], object]], rounds: int, turn_s: float = 0.0
 ) -> dict[str, list[Timing]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.harness import MIN_ROUNDS, run_fresh
+from benchmarks.harness import MIN_ROUNDS, best_of_turns, run_fresh
 
 NETWORKS = ("ours", "monai")
 SMALL = {"size": [64, 64, 64], "roi": [64, 64, 32], "feature_size": 12}
@@ -41,17 +41,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "feature-size": options.feature_size,
         "overlap": options.overlap,
     }
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in NETWORKS}
-    for number in range(max(options.rounds, MIN_ROUNDS)):
-        for name in NETWORKS:
-            result = run_fresh("sliding_window_subject", {"network": name} | common)
-            found[name].append(result)
-            print(
-                f"round {number} {name:5s} {result['seconds']:7.2f} s for {result['windows']} windows, "
-                f"peak {result['peak_gib']:5.2f} GiB",
-                flush=True,
-            )
-    best = {name: {key: min(each[key] for each in rounds) for key in rounds[0]} for name, rounds in found.items()}
+    best = best_of_turns(
+        "sliding_window_subject",
+        {name: {"network": name} | common for name in NETWORKS},
+        options.rounds,
+        lambda number, name, result: (
+            f"round {number} {name:5s} {result['seconds']:7.2f} s for {result['windows']} windows, "
+            f"peak {result['peak_gib']:5.2f} GiB"
+        ),
+    )
     ours, monai = best["ours"], best["monai"]
     return {
         "speed_ratio": round(monai["seconds"] / ours["seconds"], 3),

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.harness import MIN_ROUNDS, run_fresh
+from benchmarks.harness import MIN_ROUNDS, best_of_turns, run_fresh
 
 ENCODERS = ("ours", "monai")
 
@@ -34,17 +34,15 @@ def measure(precision: str, options: argparse.Namespace) -> dict[str, Any]:
         the figures of the JSON line, without prefix.
     """
     common = {"precision": precision, "threads": options.threads, "size": ",".join(map(str, options.size))}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ENCODERS}
-    for number in range(max(options.rounds, MIN_ROUNDS)):
-        for name in ENCODERS:
-            result = run_fresh("vision_subject", {"encoder": name} | common)
-            found[name].append(result)
-            print(
-                f"{precision} round {number} {name:5s} forward {result['forward_s']:6.2f} s, with backward "
-                f"{result['forward_backward_s']:6.2f} s, peak {result['beyond_imports_gib']:5.2f} GiB beyond imports",
-                flush=True,
-            )
-    best = {name: {key: min(each[key] for each in rounds) for key in rounds[0]} for name, rounds in found.items()}
+    best = best_of_turns(
+        "vision_subject",
+        {name: {"encoder": name} | common for name in ENCODERS},
+        options.rounds,
+        lambda number, name, result: (
+            f"{precision} round {number} {name:5s} forward {result['forward_s']:6.2f} s, with backward "
+            f"{result['forward_backward_s']:6.2f} s, peak {result['beyond_imports_gib']:5.2f} GiB beyond imports"
+        ),
+    )
     ours, monai = best["ours"], best["monai"]
     return {
         "speedup_fwd_bwd": round(monai["forward_backward_s"] / ours["forward_backward_s"], 3),

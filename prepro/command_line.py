@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from prepro.entry import Parser, natural
+from mg3d.command_line import Parser, natural
 
 DESCRIPTION = """Pack CT-RATE, CTRG-Chest or your own scans into the Arrow files that pre-training reads.
 

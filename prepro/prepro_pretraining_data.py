@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from mg3d.command_line import exit_code_of  # noqa: E402
 from prepro.command_line import build_parser  # noqa: E402 - the line above makes it importable
-from prepro.entry import exit_code_of  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:

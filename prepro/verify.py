@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from prepro.entry import exit_code_of  # noqa: E402 - the line above makes it importable
+from mg3d.command_line import exit_code_of  # noqa: E402 - the line above makes it importable
 from prepro.verification.command import build_verify_parser  # noqa: E402
 
 

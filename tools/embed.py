@@ -28,11 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from mg3d.errors import CheckpointError, DataError, MG3DError  # noqa: E402 - the line above makes it importable
-from prepro.entry import Parser, natural  # noqa: E402
+from mg3d.command_line import Parser, exit_code_of, natural  # noqa: E402
+from mg3d.errors import CheckpointError, DataError  # noqa: E402 - the line above makes it importable
 from tools.weights_options import add_weights_options  # noqa: E402
-
-MAX_LINES = 5
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,24 +65,21 @@ def main(arguments: list[str] | None = None) -> int:
         the exit code.
     """
     options = build_parser().parse_args(arguments)
-    try:
-        _check(options)
-        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-        logging.getLogger("mg3d.inference").setLevel(logging.INFO)
-        from tools.embedding.job import embed
+    return exit_code_of(
+        lambda: _run(options),
+        disk_code=1,
+        disk_remedy="check space and permissions at --out, then run the same again",
+        interrupted="interrupted; run the same command again to go on",
+    )
 
-        result = embed(options)
-    except MG3DError as problem:
-        lines = [line for line in f"error: {problem}".splitlines() if line.strip()]
-        kept = lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], lines[-1]]
-        sys.stderr.write("\n".join(kept) + "\n")
-        return problem.exit_code
-    except OSError as problem:
-        sys.stderr.write(f"error: {problem}\n  mend: check space and permissions at --out, then run the same again\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to go on\n")
-        return 130
+
+def _run(options: argparse.Namespace) -> int:
+    _check(options)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("mg3d.inference").setLevel(logging.INFO)
+    from tools.embedding.job import embed
+
+    result = embed(options)
     print(json.dumps(result))
     return 1 if result["failed"] else 0
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from prepro.entry import Parser, exit_code_of, natural  # noqa: E402 - the lines above make it importable
+from mg3d.command_line import Parser, exit_code_of, natural  # noqa: E402 - the lines above make it importable
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from mg3d.command_line import Parser, exit_code_of  # noqa: E402
 from mg3d.errors import DataError, MG3DError  # noqa: E402 - the lines above make it importable
-from prepro.entry import Parser, exit_code_of  # noqa: E402
 
 MAX_PROBLEMS = 20
 

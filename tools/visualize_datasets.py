@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from mg3d.command_line import Parser, exit_code_of, natural  # noqa: E402
 from mg3d.errors import DataError  # noqa: E402 - the line above makes it importable
-from prepro.entry import Parser, exit_code_of, natural  # noqa: E402
 
 if TYPE_CHECKING:
     from tools.gallery.items import Source

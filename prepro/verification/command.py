@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from prepro.entry import Parser, natural
+from mg3d.command_line import Parser, natural
 
 DESCRIPTION = """Check packed arrows, or a download before packing: list every bad case with file, reason and mend.
 

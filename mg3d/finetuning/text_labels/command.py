@@ -10,15 +10,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mg3d.command_line import exit_code_of
 from mg3d.datasets.labelled_reports import (
     LabelledReports,
     read_labelled_reports,
     split_report,
     write_labelled_reports,
 )
-from mg3d.errors import ConfigError, DataError, MG3DError
+from mg3d.errors import ConfigError, DataError
 
-MAX_LINES = 5
 DEFAULT_ENCODER = "zzxslp/RadBERT-RoBERTa-4m"
 _HELP = """Read the 18 CT-RATE findings from reports.
 
@@ -100,23 +100,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("mg3d.finetuning").setLevel(logging.INFO)
-    work = {"train": _train, "evaluate": _evaluate, "label": _label}[options.command]
-    try:
-        for name in ("bootstrap_rounds", "batch_size"):
-            if getattr(options, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}", "give at least 1")
-        text, summary = work(options)
-    except MG3DError as problem:
-        lines = [line for line in f"error: {problem}".splitlines() if line.strip()]
-        kept = lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], lines[-1]]
-        sys.stderr.write("\n".join(kept) + "\n")
-        return problem.exit_code
-    except OSError as problem:
-        sys.stderr.write(f"error: {problem}\n  mend: check space and permissions, then run the same again\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
+    return exit_code_of(
+        lambda: _run(options),
+        disk_code=1,
+        disk_remedy="check space and permissions, then run the same again",
+        interrupted="interrupted",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    for name in ("bootstrap_rounds", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}", "give at least 1")
+    text, summary = {"train": _train, "evaluate": _evaluate, "label": _label}[options.command](options)
     sys.stdout.write(f"{text}\n{json.dumps(summary)}\n" if text else f"{json.dumps(summary)}\n")
     return 0
 

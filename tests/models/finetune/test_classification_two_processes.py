@@ -15,6 +15,7 @@ from planted_cases import build, config, data, small_splits, task
 from mg3d.finetuning.benchmark import Splits
 from mg3d.models.finetune.classification import ClassificationModule, classification_loss
 from mg3d.models.finetune.probes import case_features
+from mg3d.training.checkpoint_io import to_safe
 
 WORLD = 2
 
@@ -53,7 +54,7 @@ def on_rank(rank: int, folder: str, splits: Splits) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
-    torch.save(measured(Path(folder) / "two", splits, 2), f"{folder}/rank{rank}.pt")
+    torch.save(to_safe(measured(Path(folder) / "two", splits, 2)), f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -64,7 +65,7 @@ def test_two_processes_give_the_rows_the_figures_and_the_gradient_of_one(tmp_pat
     one = measured(tmp_path / "one", splits, 4)
     assert [row["id"] for row in one["rows"]] == [case.id for case in splits.val]
     for rank in range(WORLD):
-        two = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+        two = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         assert [row["id"] for row in two["rows"]] == [row["id"] for row in one["rows"]]
         for left, right in zip(two["rows"], one["rows"], strict=True):
             assert left["prob_finding"] == pytest.approx(right["prob_finding"], abs=1e-6)

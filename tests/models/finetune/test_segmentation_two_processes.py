@@ -16,6 +16,7 @@ from mg3d.datamodules.segmentation import SegmentationDataModule
 from mg3d.finetuning.benchmark import Case, Splits
 from mg3d.finetuning.config import resolve_finetune_config
 from mg3d.models.finetune.segmentation import build_segmentation_module
+from mg3d.training.checkpoint_io import to_safe
 
 WORLD = 2
 
@@ -47,7 +48,7 @@ def on_rank(rank: int, folder: str, cases: list[Case]) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
-    torch.save(measured(Path(folder) / f"two_{rank}", cases), f"{folder}/rank{rank}.pt")
+    torch.save(to_safe(measured(Path(folder) / f"two_{rank}", cases)), f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -62,7 +63,7 @@ def test_two_processes_give_the_rows_and_figures_of_one(tmp_path: Path) -> None:
     ]
     assert sorted(written[0] + written[1]) == ["c0.nii.gz", "c1.nii.gz", "c2.nii.gz"]
     for rank in range(WORLD):
-        two = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+        two = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         assert two["figures"] == pytest.approx(one["figures"], nan_ok=True)
         for phase in ("validation", "test"):
             assert len(two[phase]) == len(one[phase])
