@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 import sys
 from typing import Any
 
 from mg3d.config import ex
-from mg3d.config_cli import parse_command_line, refusal_text, run_request
+from mg3d.config_cli import parse_command_line, run_words
 from mg3d.config_schema import resolve_config
-from mg3d.errors import ConfigError, MG3DError
 
 NOTICES: list[str] = []
 
@@ -34,21 +32,7 @@ def train(_config: dict[str, Any]) -> dict[str, Any]:
 
 def main(words: list[str]) -> int:
     """Run one command line (without the program name) and return the exit code."""
-    try:
-        request = parse_command_line(ex, words)
-        if request.help_text:
-            print(request.help_text)
-            return 0
-        NOTICES.extend(request.notices)
-        run_request(ex, request)
-    except MG3DError as error:
-        # Every process of a job refuses the same config: one of them says so. What one rank meets alone, it tells.
-        if not isinstance(error, ConfigError) or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-            print(refusal_text(error), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_words(ex, lambda: parse_command_line(ex, words), lambda request: NOTICES.extend(request.notices))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "parse_command_line",
     "refusal_text",
     "run_request",
+    "run_words",
 ]
 
 _HELP = """MG-3D pre-training
@@ -135,6 +137,37 @@ def run_request(experiment: Experiment, request: Request) -> Any:
     options = {key: value for key, value in request.options.items() if key.startswith("-")} | {"--force": True}
     run = experiment.run(request.command, request.updates, request.named, {}, {}, options)
     return run.result
+
+
+def run_words(
+    experiment: Experiment, read: Callable[[], Request], heed: Callable[[Request], object] | None = None
+) -> int:
+    """Read a command line, run it, and tell what is wrong with it.
+
+    Args:
+        experiment: the Sacred experiment.
+        read: gives the request.
+        heed: is shown the request before it is run.
+
+    Returns:
+        The exit code: 0 fine, 1 a run failed, 2 bad input or config, 128 + n stopped by signal n.
+    """
+    try:
+        request = read()
+        if request.help_text:
+            print(request.help_text)
+            return 0
+        if heed is not None:
+            heed(request)
+        run_request(experiment, request)
+    except MG3DError as error:
+        # Every process of a job refuses the same config: one of them says so. What one rank meets alone, it tells.
+        if not isinstance(error, ConfigError) or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            print(refusal_text(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def compose_config(experiment: Experiment, words: Sequence[str]) -> MG3DConfig:

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mg3d.config_cli import Vocabulary, parse_command_line, refusal_text, run_request
+from mg3d.config_cli import Vocabulary, parse_command_line, run_request, run_words
 from mg3d.config_sacred import Experiment, build_experiment
-from mg3d.errors import ConfigError, DataError, MG3DError
+from mg3d.errors import DataError
 from mg3d.finetuning.benchmark import Benchmark
 from mg3d.finetuning.config import FinetuneConfig, finetune_defaults, finetune_key_table, resolve_finetune_config
 
@@ -218,17 +218,4 @@ def run_benchmark(benchmark: Benchmark, words: Sequence[str], name: str | None =
     if name is not None:
         benchmark = dataclasses.replace(benchmark, name=name)
     experiment = build_benchmark_experiment(benchmark)
-    try:
-        request = parse_command_line(experiment, _read_words(words), vocabulary(benchmark))
-        if request.help_text:
-            print(request.help_text)
-            return 0
-        run_request(experiment, request)
-    except MG3DError as error:
-        # Every process of a job refuses the same config: one of them says so. What one rank meets alone, it tells.
-        if not isinstance(error, ConfigError) or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-            print(refusal_text(error), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_words(experiment, lambda: parse_command_line(experiment, _read_words(words), vocabulary(benchmark)))

@@ -8,11 +8,11 @@ which is BLEU-4. Axes: B batch, P patches, F feature width, L ids of a report.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mg3d import __version__
@@ -20,7 +20,7 @@ from mg3d.errors import ConfigError
 from mg3d.metrics.captioning import score_captions
 from mg3d.models.checkpoint import describe_weights
 from mg3d.models.finetune.beam_search import SearchOptions
-from mg3d.models.finetune.case_module import CaseModule
+from mg3d.models.finetune.case_module import FrozenFeaturesModule
 from mg3d.models.finetune.case_rows import gather_rows
 from mg3d.models.finetune.layer_decay import freeze_encoder, frozen_stages
 from mg3d.models.finetune.memory_generator import GeneratorOptions, GeneratorOutput, MemoryGenerator
@@ -44,7 +44,7 @@ PUBLISHED_VISUAL_SHARE = 0.5
 ALL_STAGES = 6
 
 
-class ReportGenerationModule(CaseModule):
+class ReportGenerationModule(FrozenFeaturesModule):
     """Encoder, generator, losses, optimizer and case rows of a report-generation benchmark.
 
     With a frozen encoder and ``cache=memory`` the pooled maps of every volume are computed once, before the first
@@ -169,33 +169,16 @@ class ReportGenerationModule(CaseModule):
             )
 
     # ---------------------------------------------------------------- epochs
-    def setup(self, stage: str) -> None:
-        """Compute the features of a frozen encoder once."""
-        data = getattr(self._trainer, "datamodule", None)
-        if self.frozen and self.cfg.cache != "none" and data is not None and not data.features:
-            self.cache_features(data, self._trainer.strategy.root_device if self._trainer else torch.device("cpu"))
+    def _seer(self) -> nn.Module:
+        return self.visual
 
-    @torch.no_grad()
-    def cache_features(self, data: Any, device: torch.device) -> None:
-        """Fill ``data.features`` (case id -> [P, F]) from its images, and take the statistics of the training cases.
+    def _image_features(self, image_B1DHW: Tensor) -> Tensor:
+        """Patch features [B, P, F]."""
+        return self.visual.pooled(image_B1DHW)
 
-        Args:
-            data: a `ReportDataModule`.
-            device: where to compute.
-        """
-        self.visual.to(device).eval()
-        found: dict[str, Tensor] = {}
-        for part in ("train", "val", "test"):
-            if not getattr(data.splits, part):
-                continue
-            for batch in data.image_loader(part):
-                if batch["id"]:
-                    found |= zip(batch["id"], self.visual.pooled(batch["image"].to(device)).cpu(), strict=True)
-        train = [found[case.id] for case in data.splits.train if case.id in found]
-        if self.cfg.protocol == "clean" and train:
-            self.visual.fit(torch.stack(train).to(device))
-        data.features.update(found)
-        log.info("features of %d volumes computed once", len(found))
+    def _fit(self, train: Sequence[str], features: Mapping[str, Tensor], device: torch.device) -> None:
+        if self.cfg.protocol == "clean":
+            self.visual.fit(torch.stack([features[name] for name in train]).to(device))
 
     def _finish(self, phase: str) -> None:
         self.case_rows, self._rows = gather_rows(self._rows), []

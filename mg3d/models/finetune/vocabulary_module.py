@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -24,7 +24,7 @@ from mg3d import __version__
 from mg3d.errors import ConfigError, MG3DError
 from mg3d.models.checkpoint import describe_weights, read_weights_file
 from mg3d.models.distributed import is_distributed
-from mg3d.models.finetune.case_module import CaseModule
+from mg3d.models.finetune.case_module import FrozenFeaturesModule
 from mg3d.models.finetune.case_rows import gather_rows, rows_of_batch, rows_to_arrays
 from mg3d.models.finetune.figures import figures, monitored
 from mg3d.models.finetune.pairwise import pairwise_scores
@@ -48,7 +48,7 @@ REPORT_TEMPERATURE = 0.1
 """Of the contrastive loss between reports and volumes."""
 
 
-class VocabularyModule(CaseModule):
+class VocabularyModule(FrozenFeaturesModule):
     """Network, losses, optimizer and case rows of a vocabulary benchmark.
 
     Texts are encoded once. So are volumes where the image encoder does not learn; the data module then reads none any
@@ -182,35 +182,20 @@ class VocabularyModule(CaseModule):
         return image_BIE
 
     # ---------------------------------------------------------------- epochs
-    def setup(self, stage: str) -> None:
-        """Compute the features of a frozen image encoder once, and take the statistics of the training cases."""
-        data = getattr(self._trainer, "datamodule", None)
-        if self.frozen and self.cfg.cache != "none" and data is not None and not data.features:
-            self.cache_features(data, self._trainer.strategy.root_device if self._trainer else torch.device("cpu"))
+    def _seer(self) -> nn.Module:
+        return self.network
 
-    @torch.no_grad()
-    def cache_features(self, data: Any, device: torch.device) -> None:
-        """Fill ``data.features`` (case id -> [I, E]); then fit the standardisation.
+    def _image_features(self, image_B1DHW: Tensor) -> Tensor:
+        """Tokens [B, I, E]."""
+        return self.network.image_features(image_B1DHW)
 
-        Args:
-            data: a `VocabularyDataModule`.
-            device: where to compute.
-        """
-        self.network.to(device).eval()
-        for part in ("train", "val", "test"):
-            for batch in data.image_loader(part) if getattr(data.splits, part) else ():
-                if batch["id"]:
-                    found = self.network.image_features(batch["image"].to(device)).cpu()
-                    data.features.update(zip(batch["id"], found, strict=True))
-        train = [case.id for case in data.splits.train if case.id in data.features]
-        if train:
-            texts = self.text_vectors([self.task.reports[name] for name in train])
-            prompts = self.prompts(self.task.templates[0]).flatten(0, 1).to(texts)
-            self.network.fit(
-                torch.stack([data.features[name] for name in train]).to(device),
-                torch.cat([texts, prompts]).to(device),
-            )
-        log.info("features of %d volumes computed once", len(data.features))
+    def _fit(self, train: Sequence[str], features: Mapping[str, Tensor], device: torch.device) -> None:
+        """Fit the standardisation of images and texts."""
+        texts = self.text_vectors([self.task.reports[name] for name in train])
+        prompts = self.prompts(self.task.templates[0]).flatten(0, 1).to(texts)
+        self.network.fit(
+            torch.stack([features[name] for name in train]).to(device), torch.cat([texts, prompts]).to(device)
+        )
 
     def on_train_epoch_start(self) -> None:
         """Keep frozen encoders in evaluation mode."""
