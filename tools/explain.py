@@ -283,9 +283,9 @@ def write_folder(explained: Explained, out: Path, window: str) -> int:
         bytes of the page.
     """
     from mg3d.inference.explanation import peak_place
+    from mg3d.scans.slices import HU_WINDOWS
     from tools.explanation.page import render_page
     from tools.explanation.pictures import draw_sentence
-    from tools.gallery.slices import HU_WINDOWS
 
     windows = [HU_WINDOWS[key] for key in (window, *(key for key in WINDOWS if key != window))]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,8 @@ from mg3d.command_line import Parser, exit_code_of, natural  # noqa: E402
 from mg3d.errors import DataError  # noqa: E402 - the line above makes it importable
 
 if TYPE_CHECKING:
+    from mg3d.scans.slices import Window
     from tools.gallery.items import Source
-    from tools.gallery.slices import Window
 
 WINDOW_NAMES = ("lung", "mediastinum", "bone", "full")
 
@@ -135,7 +135,7 @@ def parse_window(words: list[str]) -> Window:
     Raises:
         DataError: neither.
     """
-    from tools.gallery.slices import HU_WINDOWS, Window
+    from mg3d.scans.slices import HU_WINDOWS, Window
 
     if len(words) == 1 and words[0] in HU_WINDOWS:
         return HU_WINDOWS[words[0]]

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from mg3d.inference.model import load_model
+from mg3d.scans.slices import HU_WINDOWS
 from tests.inference.tiny_weights import checkpoint, chest_hu, network, save_nifti
 from tests.tools.command import answer, modules_after, refusal
 from tools.explain import main, refuse_foreign_folder
 from tools.explanation.colours import DIVERGING, RISING, diverging_contrast
 from tools.explanation.pictures import draw_sentence, value_text
-from tools.gallery.slices import HU_WINDOWS
 from tools.reports import ReportTable, read_report
 
 FINDINGS = "The heart is clear. No pleural effusion is present. The lungs are <b>clear</b> & fine."

@@ -15,13 +15,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from mg3d.inference.explanation import SentenceMaps, peak_place
+from mg3d.scans.slices import PLANES, Window, draw_strip, pixel_mm, scale_bar_mm
 from tools.explanation.colours import Contrast
 from tools.explanation.pictures import small_text, value_text
 from tools.gallery.book import PNG
 from tools.gallery.charts import number
 from tools.gallery.pages import TEMPLATES as GALLERY_TEMPLATES
 from tools.gallery.pages import embed_json, pane_values, plan_panes
-from tools.gallery.slices import PLANES, Window, draw_strip, pixel_mm, scale_bar_mm
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 

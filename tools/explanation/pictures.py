@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mg3d.inference.explanation import upsample_maps
-from tools.explanation.colours import STEPS, Contrast, blend
-from tools.gallery.slices import (
+from mg3d.scans.slices import (
     PLANES,
     Window,
     annotate,
@@ -22,6 +21,7 @@ from tools.gallery.slices import (
     pixel_mm,
     scale_bar_mm,
 )
+from tools.explanation.colours import STEPS, Contrast, blend
 
 SIDE_PX: Final = 300
 OPACITY: Final = 0.55

@@ -15,12 +15,7 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from mg3d.errors import DataError, MG3DError
-from prepro.tokens import TokenCounter
-from tools.gallery.facts import gather
-from tools.gallery.items import Problem, Source, Study, Ticket, Voxels, choose
-from tools.gallery.overview import index_values
-from tools.gallery.pages import Card, Pages, StudyView, plan_panes
-from tools.gallery.slices import (
+from mg3d.scans.slices import (
     FULL_WINDOW,
     GREY_WINDOW,
     HU_WINDOWS,
@@ -32,6 +27,11 @@ from tools.gallery.slices import (
     full_window,
     pixel_mm,
 )
+from prepro.tokens import TokenCounter
+from tools.gallery.facts import gather
+from tools.gallery.items import Problem, Source, Study, Ticket, Voxels, choose
+from tools.gallery.overview import index_values
+from tools.gallery.pages import Card, Pages, StudyView, plan_panes
 from tools.gallery.statistics import DatasetStatistics, summarise
 
 MARKER: Final = "gallery.json"

@@ -13,11 +13,11 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from mg3d.scans.slices import PLANES, Plane, Window, frame_positions, frame_size, scale_bar_mm
 from prepro.text import split_sentences
 from prepro.tokens import TokenCounter
 from tools.gallery import charts
 from tools.gallery.items import Study, Voxels
-from tools.gallery.slices import PLANES, Plane, Window, frame_positions, frame_size, scale_bar_mm
 from tools.gallery.statistics import VoxelSummary, edges
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
