@@ -35,7 +35,13 @@ def write_label_tables(folder: Path, rows: Sequence[Mapping[str, Any]], names: S
     with (folder / "aurocs.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([f"{name}_auc" for name in names])
-        writer.writerow([auroc(p, t) for p, t in zip(found.T, truth.T, strict=True)])
+        writer.writerow([_cell(p, t) for p, t in zip(found.T, truth.T, strict=True)])
+
+
+def _cell(probabilities: np.ndarray, truth: np.ndarray) -> float | str:
+    """AUROC; empty where it is undefined."""
+    value = float("nan") if np.isnan(probabilities).all() else auroc(probabilities, truth)
+    return value if np.isfinite(value) else ""
 
 
 def positive_weights(labels: np.ndarray) -> tuple[float, ...]:

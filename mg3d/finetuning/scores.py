@@ -64,7 +64,21 @@ def score_rows(
     for tag, value in _subgroups(rows):
         part = score([row for row in rows if row.get(tag) == value])
         found |= {f"{name}/{tag}={value}": entry for name, entry in part.items() if "mean" in entry}
-    return found, []
+    return found, [] if isinstance(task, SegmentationTask) else _remarks(rows, task)
+
+
+def _remarks(rows: Sequence[Row], task: ClassificationTask) -> list[str]:
+    """How many binary outputs the means are over, where some have no figure."""
+    if task.kind == "multiclass":
+        return []
+    _, _, probabilities, targets = rows_to_arrays(rows, task)
+    left_out = [task.outputs[k] for k in _unscored(probabilities, targets)]
+    if not left_out:
+        return []
+    scored = len(task.outputs) - len(left_out)
+    return [
+        f"means over {scored} of {len(task.outputs)} outputs; without probabilities or positives: {', '.join(left_out)}"
+    ]
 
 
 def _subgroups(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -134,8 +148,17 @@ def _classification(
 
 
 def _binary(probs: np.ndarray, targets: np.ndarray, outputs: Sequence[str], weights: np.ndarray) -> dict[str, Any]:
-    """Figures of every output, and their means over the outputs where they are defined."""
-    each = [weighted_binary(probs[:, k], targets[:, k], weights) for k in range(len(outputs))]
+    """Figures of every output, and their means over the outputs where they are defined.
+
+    Of several outputs one that has no probability, or no positive case, has no figure.
+    """
+    each: list[dict[str, np.ndarray]] = [{}] * len(outputs)
+    unscored = _unscored(probs, targets)
+    for k in set(range(len(outputs))) - set(unscored):
+        each[k] = weighted_binary(probs[:, k], targets[:, k], weights)
+    nothing = weighted_binary(np.zeros(0), np.zeros(0), np.zeros((len(weights), 0)))
+    for k in unscored:
+        each[k] = {name: np.full(len(weights), np.nan) for name in nothing}
     found: dict[str, np.ndarray] = {}
     for name in each[0]:
         stacked = np.stack([scores[name] for scores in each], axis=1)
@@ -145,6 +168,13 @@ def _binary(probs: np.ndarray, targets: np.ndarray, outputs: Sequence[str], weig
         if len(outputs) > 1:
             found |= {f"{name}/{output}": stacked[:, k] for k, output in enumerate(outputs)}
     return found
+
+
+def _unscored(probs: np.ndarray, targets: np.ndarray) -> list[int]:
+    """Of several binary outputs those without probabilities or without positive cases."""
+    if probs.shape[1] == 1:
+        return []
+    return [int(k) for k in np.flatnonzero(np.isnan(probs).all(axis=0) | ~(targets == 1).any(axis=0))]
 
 
 def _nested(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ def linear_probe_scores(
     train_groups: np.ndarray,
     test_features: np.ndarray,
     seed: int = 0,
+    positive_weight: float = 1.0,
 ) -> np.ndarray | None:
     """Fit the probe of one finding and score held-out cases.
 
@@ -33,6 +34,7 @@ def linear_probe_scores(
         train_groups: [n] patient of each case.
         test_features: [m, d].
         seed: seed of the folds.
+        positive_weight: weight of the positive cases in the cross-entropy.
 
     Returns:
         [m] log-odds, or None when a class has fewer than ``MIN_CASES_PER_CLASS`` training patients.
@@ -42,7 +44,7 @@ def linear_probe_scores(
     patients = [len(np.unique(groups[targets == value])) for value in (0, 1)]
     if min(patients) < MIN_CASES_PER_CLASS:
         return None
-    search = _search(features, targets, groups, "roc_auc", seed)
+    search = _search(features, targets, groups, "roc_auc", seed, {0: 1.0, 1: positive_weight})
     return np.asarray(search.decision_function(test_features))
 
 
@@ -79,10 +81,17 @@ def multiclass_probe_probabilities(
     return found
 
 
-def _search(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, scoring: str, seed: int) -> GridSearchCV:
+def _search(
+    features: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    scoring: str,
+    seed: int,
+    class_weight: dict[int, float] | None = None,
+) -> GridSearchCV:
     """Fit with every strength, patient-grouped folds deciding between them, then on all cases with the best."""
     search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)),
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, class_weight=class_weight)),
         {"logisticregression__C": list(INVERSE_STRENGTHS)},
         scoring=scoring,
         cv=StratifiedGroupKFold(n_splits=3, shuffle=True, random_state=seed),

@@ -36,7 +36,7 @@ def sigmoid_gates(
     Returns:
         ``[B, T, I]`` in (0, 1).
     """
-    gates = torch.sigmoid(query_BTC @ key_BIC.transpose(1, 2) * query_BTC.shape[-1] ** -0.5)
+    gates = torch.sigmoid(query_BTC @ key_BIC.mT * query_BTC.shape[-1] ** -0.5)
     if mask_query_BT is not None:
         gates = gates.masked_fill(~mask_query_BT.unsqueeze(2), 0.0)
     if mask_key_BI is not None:
@@ -47,7 +47,7 @@ def sigmoid_gates(
 def mean_gated(value_BTC: Tensor, gates_BTI: Tensor, mask_BI: Tensor | None) -> Tensor:
     """``v[t] * mean_i P[t, i]`` over the valid i ("mean" form)."""
     if mask_BI is None:
-        return value_BTC * gates_BTI.mean(dim=2, keepdim=True)
+        return value_BTC * gates_BTI.mean(dim=-1, keepdim=True)
     count = mask_BI.sum(dim=1).clamp(min=1).to(gates_BTI.dtype).view(-1, 1, 1)
     return value_BTC * (gates_BTI.sum(dim=2, keepdim=True) / count)
 
@@ -85,7 +85,7 @@ class _CrossAttention(nn.Module, ABC):
     def forward(
         self, a_BIC: Tensor, b_BTC: Tensor, mask_a_BI: Tensor | None = None, mask_b_BT: Tensor | None = None
     ) -> FusionOutput:
-        """Fuse two token sets.
+        """Fuse two token sets; without masks B may be several axes that broadcast.
 
         Args:
             a_BIC: first set ``[B, I, C]``.

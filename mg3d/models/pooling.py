@@ -141,11 +141,12 @@ class SentenceAttentionPool(nn.Module):
         """Pool the T rows ``scale[i, t] * row[i]`` of every i without building them.
 
         All rows of one i are multiples of the same vector v, hence so are their projections up to the bias: the
-        attention needs one dot product per head, q(v)·k(v), and the T scales. Equal to `forward` on the built rows
-        ``[B * I, T, C]``.
+        attention needs few dot products per head, such as q(v)·k(v), and the T scales. Equal to `forward` on the built
+        rows ``[B * I, T, C]``.
 
         Args:
-            row_BIC: ``[B, I, C]``.
+            row_BIC: ``[B, I, C]``; without a mask with any leading axes that broadcast with those of the scales, so
+                that what many sets of scales share is projected once.
             scale_BIT: ``[B, I, T]``.
             mask_BT: bool ``[B, T]``, True = valid.
 
@@ -154,15 +155,16 @@ class SentenceAttentionPool(nn.Module):
         """
         mask_B1T = None if mask_BT is None else mask_BT.unsqueeze(1).expand_as(scale_BIT)
         mean_BI1 = _mean_last(scale_BIT, mask_B1T).unsqueeze(-1)
-        scale_BIT = torch.cat([mean_BI1, scale_BIT], dim=-1)
-        query = self._heads(mean_BI1 * self._unbiased(self.q_proj, row_BIC) + self.q_proj.bias)
-        along = (query * self._heads(self._unbiased(self.k_proj, row_BIC))).sum(-1, keepdim=True)
-        level = (query * self._heads(self.k_proj.bias)).sum(-1, keepdim=True)
-        logits = (scale_BIT.unsqueeze(2) * along + level) * query.shape[-1] ** -0.5
+        scale_BI1T = torch.cat([mean_BI1, scale_BIT], dim=-1).unsqueeze(-2)
+        query, key = (self._heads(self._unbiased(each, row_BIC)) for each in (self.q_proj, self.k_proj))
+        query_bias, key_bias = self._heads(self.q_proj.bias), self._heads(self.k_proj.bias)
+        along_BIH = mean_BI1 * (query * key).sum(-1) + (query_bias * key).sum(-1)
+        level_BIH = mean_BI1 * (query * key_bias).sum(-1) + (query_bias * key_bias).sum(-1)
+        logits = (scale_BI1T * along_BIH.unsqueeze(-1) + level_BIH.unsqueeze(-1)) * query.shape[-1] ** -0.5
         if mask_B1T is not None:
             logits = logits.masked_fill(~functional.pad(mask_B1T, (1, 0), value=True).unsqueeze(2), float("-inf"))
-        gate_BIH1 = (logits.softmax(dim=-1) * scale_BIT.unsqueeze(2)).sum(-1, keepdim=True)
-        value = (gate_BIH1 * self._heads(self._unbiased(self.v_proj, row_BIC))).flatten(2) + self.v_proj.bias
+        gate_BIH1 = (logits.softmax(dim=-1) * scale_BI1T).sum(-1, keepdim=True)
+        value = (gate_BIH1 * self._heads(self._unbiased(self.v_proj, row_BIC))).flatten(-2) + self.v_proj.bias
         return zero_empty_rows(self.c_proj(value), mask_BT)
 
     def _add_positions(self, rows: Tensor) -> Tensor:

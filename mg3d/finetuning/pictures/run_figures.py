@@ -166,7 +166,8 @@ def case_scores_png(rows: Rows, metric: str, path: Path) -> Path:
 
 
 def _classification(rows: Rows, folder: Path) -> dict[str, Path]:
-    names = [name.removeprefix("prob_") for name in rows[0] if name.startswith("prob_")]
+    columns = [name for name in rows[0] if name.startswith("prob_")]
+    names = [name.removeprefix("prob_") for name in columns if any(math.isfinite(_number(r[name])) for r in rows)]
     probs = np.array([[_number(row[f"prob_{name}"]) for name in names] for row in rows])
     if "target" in rows[0]:
         targets = np.array([int(_number(row["target"])) for row in rows])

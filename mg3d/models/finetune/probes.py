@@ -60,7 +60,8 @@ def run_probe(
         task: what is predicted.
 
     Returns:
-        ``val`` and ``test`` -> case rows, sorted by id; the same on every process.
+        ``val`` and ``test`` -> case rows, sorted by id; the same on every process. The probability of an output that
+        has too few training cases for a linear probe, beside others that have enough, is NaN.
 
     Raises:
         DataError: too few training cases.
@@ -120,10 +121,14 @@ def probe_probabilities(
             train_features, train_targets[:, 0], train_groups, test_features, len(task.outputs), cfg.seed
         )
         return _enough(found, "every class")
+    weights = task.class_weights or (1.0,) * len(task.outputs)
     columns = [
-        linear_probe_scores(train_features, values, train_groups, test_features, cfg.seed) for values in train_targets.T
+        linear_probe_scores(train_features, values, train_groups, test_features, cfg.seed, weight)
+        for values, weight in zip(train_targets.T, weights, strict=True)
     ]
-    odds = [_enough(scores, f"and without {name}") for scores, name in zip(columns, task.outputs, strict=True)]
+    if all(scores is None for scores in columns):
+        _enough(None, f"and without {task.outputs[0]}")
+    odds = [np.full(len(test_features), np.nan) if scores is None else scores for scores in columns]
     return 0.5 * (1.0 + np.tanh(0.5 * np.stack(odds, axis=1)))
 
 
@@ -213,16 +218,25 @@ def _targets(cases: list[Case], task: ClassificationTask) -> np.ndarray:
 
 
 def _check_enough(cfg: FinetuneConfig, task: ClassificationTask, cases: Sequence[Case]) -> None:
-    """Refuse a linear probe that has too few patients before features are computed."""
+    """Refuse a linear probe that has too few patients before features are computed; name outputs that have none."""
     if cfg.mode != "linear_probe":
         return
     targets = _targets(list(cases), task)
     multiclass = task.kind == "multiclass"
+    lacking = []
     for column, name in zip(targets.T, ("",) if multiclass else task.outputs, strict=True):
         for value in np.unique(column) if multiclass else (0, 1):
             patients = {case.patient for case, target in zip(cases, column, strict=True) if target == value}
-            if len(patients) < MIN_CASES_PER_CLASS:
-                _enough(None, "every class" if multiclass else f"and without {name}")
+            if len(patients) < MIN_CASES_PER_CLASS and name not in lacking:
+                lacking.append(name)
+    if lacking and (multiclass or len(lacking) == len(task.outputs)):
+        _enough(None, "every class" if multiclass else f"and without {lacking[0]}")
+    if lacking:
+        log.warning(
+            "fewer than %d training patients with or without %s: no probability",
+            MIN_CASES_PER_CLASS,
+            ", ".join(lacking),
+        )
 
 
 def _enough(found: np.ndarray | None, what: str) -> np.ndarray:

@@ -6,7 +6,6 @@ that pre-training has too carry its names, so that its checkpoints fit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mg3d.models.finetune.image_tokens import EncoderTokens
 from mg3d.models.finetune.report_features import LEAST_DEVIATION, PATCHES, MultiScaleFeatures
 from mg3d.models.fusion import MIMCrossAttention
 from mg3d.models.language_encoders import BertTextEncoder
@@ -31,11 +31,12 @@ PRETRAINED_PARTS = (
 )
 """What a pre-training checkpoint gives besides the image encoder."""
 
+SWIN_L = "visual.encoder.proj_head."
 TRAINABLE = {
     "latents": ("to_text_latent.", "to_visual_latent."),
     "temperature": ("temperature",),
     "fusion": ("local_img_cross_multihead_attention.",),
-    "projections": ("multi_modal_vision_proj.", "multi_modal_language_proj.", "modality_type_embeddings."),
+    "projections": ("multi_modal_vision_proj.", "multi_modal_language_proj.", "modality_type_embeddings.", SWIN_L),
     "image_encoder": ("visual.",),
 }
 """Names that ``trainable`` takes -> first parts of the parameters' names."""
@@ -46,7 +47,7 @@ VALUE_PATH = (".value1", ".value2", ".fc2.v_proj", ".fc2.c_proj")
 IMAGE_FLOOR, TEXT_FLOOR = 0.1, 0.01
 OWN_LINEARS = ("multi_modal_vision_proj", "multi_modal_language_proj", "local_img_cross_multihead_attention.")
 FUSIONS = ("gated", "none")
-IMAGE_TOKENS = ("x4", "multi_scale")
+IMAGE_TOKENS = ("x4", "two_sets", "multi_scale")
 POOLINGS = ("cls", "mean")
 
 
@@ -62,7 +63,7 @@ class VocabularyOptions:
         heads: heads of their attention pool, a divisor of C.
         fusion: "gated" or "none".
         project: bring both sides to C by the pre-trained projections; else both must be C wide.
-        image_tokens: "x4" or "multi_scale".
+        image_tokens: "x4", "two_sets" (see `mg3d.models.finetune.image_tokens`) or "multi_scale".
         text_pooling: "cls" or "mean".
         standardise: both sides by the statistics that `VocabularyNetwork.fit` takes.
     """
@@ -125,23 +126,6 @@ class Standardised(nn.Module):
         return (items - self.mean) / self.deviation @ self.mix
 
 
-class EncoderTokens(nn.Module):
-    """The encoder's own tokens, under the interface of `MultiScaleFeatures`.
-
-    Args:
-        encoder: the image encoder.
-    """
-
-    def __init__(self, encoder: VisionEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.width = encoder.out_channels
-
-    def pooled(self, vol_B1DHW: Tensor) -> Tensor:
-        """Tokens ``[B, I, E]`` in D-major order."""
-        return self.encoder.tokens(vol_B1DHW)
-
-
 def pool_text(hidden_TLF: Tensor, mask_TL: Tensor, pooling: str) -> Tensor:
     """One vector a text ``[T, F]``: its first token, or the mean of those that are no padding.
 
@@ -175,12 +159,15 @@ class VocabularyNetwork(nn.Module):
         self.options = options
         self.language_encoder = language_encoder
         multi = options.image_tokens == "multi_scale"
+        two_sets = options.image_tokens == "two_sets"
         self.visual: MultiScaleFeatures | EncoderTokens = (
-            MultiScaleFeatures(vision_encoder) if multi else EncoderTokens(vision_encoder)
+            MultiScaleFeatures(vision_encoder) if multi else EncoderTokens(vision_encoder, two_sets=two_sets)
         )
         if isinstance(self.visual, MultiScaleFeatures):
             del self.visual.norm  # statistics are kept here
-        self.tokens = PATCHES if multi else math.prod(vision_encoder.token_grid(options.size_dhw))
+            self.tokens = PATCHES
+        else:
+            self.tokens = self.visual.count(options.size_dhw)
         given, text, width = self.visual.width, language_encoder.embed_dim, options.width
         if not options.project and {given, text} != {width}:
             raise ValueError(f"without projections image tokens ({given}) and texts ({text}) must be {width} wide")
@@ -218,16 +205,21 @@ class VocabularyNetwork(nn.Module):
     def fit(self, image_BIE: Tensor, text_TF: Tensor) -> None:
         """Take the statistics of the training volumes and texts, where ``standardise`` asks for it."""
         if self.options.standardise:
-            self.image_scale.fit(image_BIE)
+            self.image_scale.fit(self._arranged(image_BIE))
             self.text_scale.fit(text_TF)
 
     # ---------------------------------------------------------------- what is learned
     def project_image(self, image_BIE: Tensor) -> Tensor:
         """Image features ``[B, I, E]`` -> ``[B, I, C]``."""
+        image_BIE = self._arranged(image_BIE)
         scaled = self.image_scale(image_BIE) if self.options.standardise else image_BIE
         if not self.options.project:
             return scaled
         return self.multi_modal_vision_proj(scaled) + self.modality_type_embeddings.weight[IMAGE_TYPE]
+
+    def _arranged(self, image_BIE: Tensor) -> Tensor:
+        """Tokens of what `image_features` gives, through what of the encoder learns."""
+        return self.visual.arrange(image_BIE) if isinstance(self.visual, EncoderTokens) else image_BIE
 
     def project_text(self, text_TF: Tensor) -> Tensor:
         """Text features ``[..., F]`` -> ``[..., C]``."""
@@ -240,7 +232,8 @@ class VocabularyNetwork(nn.Module):
         """Let texts and image gate each other, then project both.
 
         Args:
-            image_BIC: projected image tokens.
+            image_BIC: projected image tokens. B may be several axes that broadcast with those of the texts, so that
+                what a volume's pairs share is computed once.
             text_BTC: projected texts, T together with each image.
 
         Returns:
@@ -249,7 +242,7 @@ class VocabularyNetwork(nn.Module):
         if self.options.fusion == "gated":
             for layer in self.local_img_cross_multihead_attention:
                 image_BIC, _, text_BTC, _ = layer(image_BIC, text_BTC)
-        image_BP = self.to_visual_latent(image_BIC.flatten(1))
+        image_BP = self.to_visual_latent(image_BIC.flatten(-2))
         return functional.normalize(image_BP, dim=-1), functional.normalize(self.to_text_latent(text_BTC), dim=-1)
 
     def logits(self, image_BIE: Tensor, text_GTF: Tensor) -> Tensor:
@@ -265,8 +258,8 @@ class VocabularyNetwork(nn.Module):
         if self.options.fusion == "none":
             cosines = self.image_latents(image_BIE, text_GTF) @ self.text_latents(text_GTF.flatten(0, 1)).t()
             return self.temperature.exp() * cosines.view(len(image_BIE), *text_GTF.shape[:2])
-        image_BP, text_BTP, (volumes, groups) = self._together(image_BIE, text_GTF)
-        return self.temperature.exp() * (text_BTP @ image_BP.unsqueeze(-1)).view(volumes, groups, -1)
+        image_BGP, text_BGTP = self._together(image_BIE, text_GTF)
+        return self.temperature.exp() * (text_BGTP @ image_BGP.unsqueeze(-1)).squeeze(-1)
 
     def probabilities(self, image_BIE: Tensor, pairs_G2F: Tensor) -> Tensor:
         """Probability ``[B, G]`` of the first prompt of each pair (softmax over the two)."""
@@ -276,19 +269,16 @@ class VocabularyNetwork(nn.Module):
         """Unit vectors ``[B, P]`` of volumes that no report has a part in: fused with fixed prompts, then averaged."""
         if self.options.fusion == "none":
             return functional.normalize(self.to_visual_latent(self.project_image(image_BIE).flatten(1)), dim=-1)
-        image_BP, _, (volumes, groups) = self._together(image_BIE, pairs_G2F)
-        return functional.normalize(image_BP.view(volumes, groups, -1).mean(dim=1), dim=-1)
+        image_BGP, _ = self._together(image_BIE, pairs_G2F)
+        return functional.normalize(image_BGP.mean(dim=1), dim=-1)
 
     def text_latents(self, text_TF: Tensor) -> Tensor:
         """Unit vectors ``[T, P]`` of texts that no volume has a part in."""
         return functional.normalize(self.to_text_latent(self.project_text(text_TF)), dim=-1)
 
-    def _together(self, image_BIE: Tensor, text_GTF: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        image_BIC, text_GTC = self.project_image(image_BIE), self.project_text(text_GTF)
-        volumes, groups = len(image_BIC), len(text_GTC)
-        image = image_BIC.unsqueeze(1).expand(-1, groups, -1, -1).flatten(0, 1)
-        text = text_GTC.unsqueeze(0).expand(volumes, -1, -1, -1).flatten(0, 1)
-        return *self.latents(image, text), (volumes, groups)
+    def _together(self, image_BIE: Tensor, text_GTF: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents ``[B, G, P]`` and ``[B, G, T, P]`` of every volume with every group."""
+        return self.latents(self.project_image(image_BIE).unsqueeze(1), self.project_text(text_GTF).unsqueeze(0))
 
     # ---------------------------------------------------------------- what learns
     def set_trainable(self, parts: Sequence[str]) -> list[str]:
@@ -307,7 +297,9 @@ class VocabularyNetwork(nn.Module):
         if unknown:
             raise ValueError(f"trainable={unknown[0]!r}: choose from {', '.join(TRAINABLE)}")
         places = tuple(place for part in parts for place in TRAINABLE[part])
-        unused = () if self.options.project else TRAINABLE["projections"]
+        unused = () if self.options.project else tuple(place for place in TRAINABLE["projections"] if place != SWIN_L)
+        if isinstance(self.visual, MultiScaleFeatures):
+            unused += (SWIN_L,)
         if self.options.fusion == "none":
             unused += TRAINABLE["fusion"]
         for name, parameter in self.named_parameters():

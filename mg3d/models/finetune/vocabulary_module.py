@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mg3d import __version__
 from mg3d.errors import ConfigError, MG3DError
-from mg3d.models.checkpoint import describe_weights, read_weights_file
+from mg3d.models.checkpoint import CoverageReport, describe_weights, read_weights_file
 from mg3d.models.distributed import is_distributed
 from mg3d.models.finetune.case_module import FrozenFeaturesModule
 from mg3d.models.finetune.case_rows import gather_rows, rows_of_batch, rows_to_arrays
 from mg3d.models.finetune.figures import figures, monitored
 from mg3d.models.finetune.pairwise import pairwise_scores
 from mg3d.models.finetune.schedule import build_optimization, reference_factor
+from mg3d.models.finetune.text_weights import LANGUAGE, load_text_weights
 from mg3d.models.finetune.vocabulary import PRETRAINED_PARTS, VocabularyNetwork, VocabularyOptions
 from mg3d.models.finetune.weights import build_encoder
 from mg3d.models.language_encoders import create_text_encoder, create_tokenizer
@@ -68,9 +70,8 @@ class VocabularyModule(FrozenFeaturesModule):
             ``tuning_rows``, the rows of the validation cases, which choose the thresholds.
         prediction_dir: set before testing: receives the arrays as ``.npz``.
         ensemble: unused; prompts are the ensemble here (``templates``).
+        text_report: what became of the tensors of ``text_weights``; None without it.
     """
-
-    pretrained_parts = PRETRAINED_PARTS
 
     def __init__(
         self, cfg: FinetuneConfig, task: VocabularyTask, network: VocabularyNetwork, tokenizer: Any, total_steps: int
@@ -80,8 +81,14 @@ class VocabularyModule(FrozenFeaturesModule):
         self.tokenizer = tokenizer
         self.frozen = "image_encoder" not in task.trainable
         self.case_arrays: dict[str, Any] = {}
+        self.text_report: CoverageReport | None = None
         self._texts: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}
+
+    @property
+    def pretrained_parts(self) -> tuple[str, ...]:
+        """What ``weights`` gives besides the image encoder; ``text_weights`` has the last word on texts."""
+        return PRETRAINED_PARTS if self.text_report is None else tuple(p for p in PRETRAINED_PARTS if p != LANGUAGE)
 
     @property
     def encoder(self) -> VisionEncoder:
@@ -152,14 +159,13 @@ class VocabularyModule(FrozenFeaturesModule):
 
     def report_loss(self, image_BIE: Tensor, reports: Sequence[str]) -> Tensor:
         """Cross-entropy of every report among the volumes of the batch, and the other way round."""
-        size, text_BF = len(reports), self.text_vectors(reports)
+        text_BF = self.text_vectors(reports)
         if self.task.fusion == "none":
             scores_BB = self.network.text_latents(text_BF) @ self.network.image_latents(image_BIE, text_BF).t()
         else:
             image_BIC, text_BC = self.network.project_image(image_BIE), self.network.project_text(text_BF)
-            texts = text_BC.repeat_interleave(size, dim=0).unsqueeze(1)
-            image_P, text_P = self.network.latents(image_BIC.repeat(size, 1, 1), texts)
-            scores_BB = (image_P * text_P[:, 0]).sum(dim=-1).view(size, size)
+            image_BBP, text_BB1P = self.network.latents(image_BIC.unsqueeze(0), text_BC[:, None, None])
+            scores_BB = (image_BBP * text_BB1P.squeeze(2)).sum(dim=-1)
         scores_BB = scores_BB / REPORT_TEMPERATURE
         same = torch.tensor([[one == other for other in reports] for one in reports], device=scores_BB.device)
         wanted = same / same.sum(dim=1, keepdim=True)
@@ -320,17 +326,31 @@ def build_vocabulary_module(cfg: FinetuneConfig, task: VocabularyTask, total_ste
             latent=task.latent,
             fusion=task.fusion,
             project=task.project,
-            image_tokens=task.image_tokens,
+            image_tokens=_image_tokens(cfg, task),
             text_pooling=task.text_pooling,
             standardise=task.standardise,
         )
-        network = VocabularyNetwork(build_encoder(cfg), create_text_encoder(task.text_encoder), options)
+        text = create_text_encoder(task.text_encoder, random_init=bool(task.text_weights))
+        network = VocabularyNetwork(build_encoder(cfg), text, options)
         network.set_trainable(task.trainable)
     except ValueError as error:
         if isinstance(error, MG3DError):
             raise
         raise ConfigError(str(error), "see the keys of this benchmark in --help") from error
-    return VocabularyModule(cfg, task, network, create_tokenizer(task.text_encoder), total_steps)
+    module = VocabularyModule(cfg, task, network, create_tokenizer(task.text_encoder), total_steps)
+    if task.text_weights:
+        published = "left out as published" if cfg.protocol == "reference" else ""
+        projected = "texts are projected before it (project=False takes it)" if task.project else ""
+        place = os.path.expanduser(task.text_weights)
+        module.text_report = load_text_weights(network, place, latents_out=published or projected)
+    return module
+
+
+def _image_tokens(cfg: FinetuneConfig, task: VocabularyTask) -> str:
+    """Which tokens are read; ``auto`` is as published for the encoder."""
+    if task.image_tokens != "auto":
+        return task.image_tokens
+    return "two_sets" if cfg.encoder == "swin_l" else "x4"
 
 
 def _stored_width(cfg: FinetuneConfig) -> int:

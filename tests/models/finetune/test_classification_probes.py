@@ -143,3 +143,17 @@ def test_features_do_not_depend_on_batch_size_head_or_mode(tmp_path: Path, split
     other = case_features(module.train(), data(one, task(), splits), one, "val")
     assert module.training
     assert np.allclose(first.values, other.values, atol=1e-6)
+
+
+def test_an_output_without_positives_has_no_probability_beside_others(tmp_path: Path) -> None:
+    features, classes = two_clouds(40, 0)
+    groups = np.arange(40).astype(str)
+    shared = task(outputs=("often", "never"), kind="binary", class_weights=(1.0, 1.0))
+    cfg = config(tmp_path, mode="linear_probe")
+    targets = np.column_stack([classes, np.zeros(40, dtype=np.int64)])
+    found = probe_probabilities(cfg, shared, features, targets, groups, features)
+    assert np.isnan(found[:, 1]).all() and auroc(found[:, 0], classes) > 0.9
+    weighted = dataclasses.replace(shared, class_weights=(20.0, 1.0))
+    assert probe_probabilities(cfg, weighted, features, targets, groups, features)[:, 0].mean() > found[:, 0].mean()
+    with pytest.raises(DataError, match="and without often"):
+        probe_probabilities(cfg, shared, features, targets * 0, groups, features)
