@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from safetensors.torch import load_file
 
 from mg3d.datasets.labelled_reports import LabelledReports, read_labelled_reports, write_labelled_reports
 from mg3d.datasets.labels import CT_RATE_LABELS
+from mg3d.finetuning.text_labels import training
 from mg3d.finetuning.text_labels.command import main
 from mg3d.finetuning.text_labels.splits import held_out_fold
+from mg3d.finetuning.text_labels.state import HISTORY, Progress
 from mg3d.phantoms.findings import draw_lesions, label_vector
 from mg3d.phantoms.report import write_report
 from mg3d.phantoms.text_encoder import write_text_encoder
@@ -116,6 +119,58 @@ def test_clinical_scores_take_the_trained_classifier(
     words = ("--labeller", trained / "best", "--meteor", "none", "--rounds", 0)
     told = answer(capsys, score_reports.main, tmp_path / "pairs.json", *words)
     assert told["metrics"]["ce_recall_micro"]["mean"] == 1.0
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", "--data", data / "labelled.csv", "--fold", 0, "--text-encoder", data / "bert"]
+    words += [*LEARN[:-1], "0.1", "--probe-epochs", 2, "--max-epochs", 3, "--schedule", "cosine"]  # with dropout
+    words += ["--bootstrap-rounds", 5, "--shuffle-share", 0.5]
+    whole = answer(capsys, main, *words, "--log-dir", tmp_path / "whole")
+    store = training.store
+
+    def killed(folder: Path, progress: Progress, *more: Any) -> None:
+        if progress.epoch == 2:  # after the epoch's weights and line, before its state
+            raise KeyboardInterrupt
+        store(folder, progress, *more)
+
+    monkeypatch.setattr(training, "store", killed)
+    assert main([str(word) for word in [*words, "--log-dir", tmp_path / "cut"]]) == 130
+    monkeypatch.setattr(training, "store", store)
+    capsys.readouterr()
+    run = next((tmp_path / "cut").glob("*/version_0"))
+    with (run / HISTORY).open("a", encoding="utf-8") as stream:
+        stream.write('{"epoch": 1, "train')  # a line cut short
+    monkeypatch.chdir(tmp_path)
+    found = answer(capsys, main, "resume", run)
+    assert found["run_dir"] == str(run) and found["epochs"] == 3 and not list(run.glob("state*"))
+    for part in ("best", "last"):
+        one, other = (load_file(Path(each["run_dir"]) / part / "model.safetensors") for each in (whole, found))
+        assert all(torch.equal(one[name], other[name]) for name in one), part
+    one, other = ([json.loads(line) for line in (Path(each["run_dir"]) / HISTORY).open(encoding="utf-8")]
+                  for each in (whole, found))  # fmt: skip
+    assert [{**row, "seconds": 0} for row in one] == [{**row, "seconds": 0} for row in other]
+    assert whole["f1_macro"] == found["f1_macro"]
+    assert "finished" in refusal(capsys, main, "resume", run)
+    assert "no readable config.json" in refusal(capsys, main, "resume", tmp_path)
+
+
+def test_resuming_with_other_tables_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "labelled.csv"
+    table.write_bytes((data / "labelled.csv").read_bytes())
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fit", stopped)
+    words = ["train", "--data", table, "--fold", 0, "--text-encoder", data / "bert", *LEARN, "--log-dir", tmp_path]
+    assert main([str(word) for word in words]) == 130
+    write_labelled_reports(table, phantom_table(150, 1))
+    capsys.readouterr()
+    assert "tables have changed" in refusal(capsys, main, "resume", next(tmp_path.glob("*/version_0")))
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "cosine"])

@@ -18,12 +18,14 @@ from mg3d.datasets.labelled_reports import (
     write_labelled_reports,
 )
 from mg3d.errors import ConfigError, DataError
+from mg3d.finetuning.text_labels.remembered import read_run, recalled, remembered, table_digest
 
 DEFAULT_ENCODER = "zzxslp/RadBERT-RoBERTa-4m"
 _HELP = """Read the 18 CT-RATE findings from reports.
 
     %(prog)s train --data train.csv --val val.csv --test test.csv --text-encoder FOLDER_OR_HUB_ID
     %(prog)s train --data labelled.csv --fold 0 --num-folds 5      one fold held out
+    %(prog)s resume RUN                                            go on where a killed training stopped
     %(prog)s evaluate --model RUN/best --data test.csv --out DIR
     %(prog)s label --model RUN/best --data new_reports.csv --out inferred.csv
 
@@ -45,8 +47,10 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = _Parser(description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,evaluate,label}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,resume,evaluate,label}")
     _add_training(commands.add_parser("train", help="train, then score on held-out reports"))
+    again = commands.add_parser("resume", help="go on with a training that was killed, with its own options")
+    again.add_argument("run", type=Path, metavar="RUN", help="folder that train has written")
     for name, meaning in (("evaluate", "score a trained classifier"), ("label", "label new reports")):
         add = commands.add_parser(name, help=meaning).add_argument
         add("--model", type=Path, required=True, metavar="RUN/best", help="folder of a trained classifier")
@@ -110,17 +114,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     for name in ("bootstrap_rounds", "batch_size"):
-        if getattr(options, name) < 1:
+        if getattr(options, name, 1) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}", "give at least 1")
-    text, summary = {"train": _train, "evaluate": _evaluate, "label": _label}[options.command](options)
+    run = {"train": _train, "resume": _resume, "evaluate": _evaluate, "label": _label}[options.command]
+    text, summary = run(options)
     sys.stdout.write(f"{text}\n{json.dumps(summary)}\n" if text else f"{json.dumps(summary)}\n")
     return 0
 
 
-def _train(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def _train(options: argparse.Namespace, resumed: Path | None = None) -> tuple[str, dict[str, Any]]:
     train, val, test, notes = _tables(options)
+    parts = {"train": train.ids, "val": val.ids, "test": test.ids}
+    digest = table_digest(train, val, test)
+    if resumed is not None and read_run(resumed, "splits.json").get("digest") != digest:
+        raise DataError("the tables have changed since the training began", "give them back, or train anew")
     import torch
 
+    from mg3d.finetuning.text_labels.state import STATE
     from mg3d.finetuning.text_labels.training import BEST, TrainingOptions, fit
     from mg3d.models.finetune.text_classifier import ClassifierOptions, ReportLabeller
     from mg3d.training.run_folder import create_run_folder, write_json
@@ -129,14 +139,26 @@ def _train(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     design = ClassifierOptions(train.names, options.unit, options.pooling, options.max_length, options.dropout)
     torch.manual_seed(options.seed)
     labeller = ReportLabeller.create(options.text_encoder, design, split_report)
-    folder = create_run_folder(options.log_dir, "text_classifier", options.seed)
-    given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    write_json(folder / "config.json", {**given, "classifier": asdict(design), "training": asdict(training)})
-    sizes = {"train": len(train), "val": len(val), "test": len(test)}
-    write_json(folder / "splits.json", {"train": train.ids, "val": val.ids, "test": test.ids, "notes": notes})
-    history = fit(labeller, train, val, training, folder)
+    if resumed is None:
+        folder = create_run_folder(options.log_dir, "text_classifier", options.seed)
+        write_json(folder / "splits.json", {**parts, "digest": digest, "notes": notes})
+        given = remembered(options)
+        write_json(folder / "config.json", {**given, "classifier": asdict(design), "training": asdict(training)})
+    else:
+        folder = resumed
+    history = fit(labeller, train, val, training, folder, resume=resumed is not None)
     text, summary = _scored(labeller, test, train, folder, options, notes)
+    for path in folder.glob(f"{STATE}*"):  # the run is complete
+        path.unlink()
+    sizes = {name: len(ids) for name, ids in parts.items()}
     return text, {"run_dir": str(folder), "model": str(folder / BEST), "epochs": len(history), **sizes, **summary}
+
+
+def _resume(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    stored = read_run(options.run, "config.json")
+    if (options.run / "metrics.json").exists():
+        raise ConfigError(f"{options.run} is a finished training", f"evaluate --model {options.run / 'best'}")
+    return _train(recalled(stored), options.run)
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import random
@@ -21,12 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from mg3d.datasets.labelled_reports import LabelledReports, shuffle_sentences
 from mg3d.errors import ConfigError, RunFailedError
+from mg3d.finetuning.text_labels.state import Progress, note, restore, store
 from mg3d.metrics.clinical import clinical_scores
 from mg3d.models.finetune.text_classifier import ReportLabeller, parameter_groups
 
 logger = logging.getLogger(__name__)
 
-BEST, LAST, HISTORY = "best", "last", "metrics.jsonl"
+BEST, LAST = "best", "last"
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,15 @@ class TrainingOptions:
 
 
 def fit(
-    labeller: ReportLabeller, train: LabelledReports, val: LabelledReports, options: TrainingOptions, folder: Path
+    labeller: ReportLabeller,
+    train: LabelledReports,
+    val: LabelledReports,
+    options: TrainingOptions,
+    folder: Path,
+    *,
+    resume: bool = False,
 ) -> list[dict[str, Any]]:
-    """Train; leaves ``best/`` (lowest validation loss), ``last/`` and ``metrics.jsonl`` in the folder.
+    """Train; leaves ``best/`` (lowest validation loss), ``last/``, ``metrics.jsonl`` and ``state.ckpt`` in the folder.
 
     Without an epoch both hold the untrained classifier. The labeller ends with the best weights, in eval mode.
 
@@ -96,45 +102,70 @@ def fit(
         val: reports that decide when to stop.
         options: see :class:`TrainingOptions`.
         folder: exists already.
+        resume: go on after the last epoch that the folder's state knows.
 
     Returns:
         One row an epoch: ``epoch``, ``train_loss``, ``val_loss``, ``val_f1_macro``, ``learning_rate``, ``seconds``.
 
     Raises:
         RunFailedError: the loss is not finite.
+        CheckpointError: the state to resume from is damaged.
     """
     torch.manual_seed(options.seed)
-    labeller.network.freeze_lower_layers(options.freeze_layers)
+    network = labeller.network
+    network.freeze_lower_layers(options.freeze_layers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    labeller.network.to(device)
-    optimizer = AdamW(parameter_groups(labeller.network, options.learning_rate, options.weight_decay))
+    network.to(device)
+    optimizer = AdamW(parameter_groups(network, options.learning_rate, options.weight_decay))
     loop = _Loop(labeller, options, optimizer, _positive_weight(train.labels, options).to(device))
     scheduler = _scheduler(optimizer, options, math.ceil(len(train) / options.batch_size))
-    labeller.save(folder / BEST)
-    history: list[dict[str, Any]] = []
-    lowest, stale, start = math.inf, 0, time.monotonic()
-    if options.probe_epochs:
-        lowest = fit_probe(labeller, train, val, options, folder, loop)
-    for epoch in range(options.max_epochs):
-        began = time.monotonic()
-        train_loss = loop.epoch(train, epoch, scheduler if isinstance(scheduler, LambdaLR) else None)
-        val_loss, f1_macro = loop.validate(val)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(val_loss)
-        better = val_loss < lowest
-        lowest, stale = (val_loss, 0) if better else (lowest, stale + 1)
-        if better:
-            labeller.save(folder / BEST)
-        row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "val_f1_macro": f1_macro}
-        row |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds": round(time.monotonic() - began, 1)}
-        history.append(row)
-        _note(folder, row)
-        if stale >= options.patience or (options.max_minutes and time.monotonic() - start > 60 * options.max_minutes):
-            break
+    progress = restore(folder, network, optimizer, scheduler) if resume else None
+    if progress is None:
+        progress = Progress()
+        labeller.save(folder / BEST)
+        if options.probe_epochs:
+            began = time.monotonic()
+            progress.lowest = fit_probe(labeller, train, val, options, folder, loop, progress.probe)
+            progress.seconds = time.monotonic() - began
+    else:
+        logger.info("resumed after %d epochs", progress.epoch)
+    while not _finished(progress, options):
+        _one_epoch(loop, train, val, scheduler, progress, folder)
+        store(folder, progress, network, optimizer, scheduler)
     labeller.save(folder / LAST)
-    labeller.network.load_state_dict(ReportLabeller.load(folder / BEST, labeller.splitter).network.state_dict())
-    labeller.network.eval()
-    return history
+    network.load_state_dict(ReportLabeller.load(folder / BEST, labeller.splitter).network.state_dict())
+    network.eval()
+    return progress.history
+
+
+def _finished(progress: Progress, options: TrainingOptions) -> bool:
+    late = options.max_minutes and progress.epoch and progress.seconds > 60 * options.max_minutes
+    return bool(progress.epoch >= options.max_epochs or progress.stale >= options.patience or late)
+
+
+def _one_epoch(
+    loop: _Loop, train: LabelledReports, val: LabelledReports, scheduler: Any, progress: Progress, folder: Path
+) -> None:
+    """Train and validate once; the best weights are written before the state that counts them as the best."""
+    began = time.monotonic()
+    train_loss = loop.epoch(train, progress.epoch, scheduler if isinstance(scheduler, LambdaLR) else None)
+    val_loss, f1_macro = loop.validate(val)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(val_loss)
+    better = val_loss < progress.lowest
+    progress.lowest, progress.stale = (val_loss, 0) if better else (progress.lowest, progress.stale + 1)
+    if better:
+        loop.labeller.save(folder / BEST)
+    took = time.monotonic() - began
+    row = {"epoch": progress.epoch, "train_loss": train_loss, "val_loss": val_loss, "val_f1_macro": f1_macro}
+    row |= {"learning_rate": loop.optimizer.param_groups[0]["lr"], "seconds": round(took, 1)}
+    progress.history.append(row)
+    progress.epoch, progress.seconds = progress.epoch + 1, progress.seconds + took
+    note(folder, row)
+    logger.info(
+        "epoch %d: train loss %.4f, val loss %.4f, val macro F1 %.3f, %.0f s",
+        *(row[key] for key in ("epoch", "train_loss", "val_loss", "val_f1_macro", "seconds")),
+    )
 
 
 def fit_probe(
@@ -144,8 +175,18 @@ def fit_probe(
     options: TrainingOptions,
     folder: Path,
     loop: _Loop,
+    rows: list[dict[str, Any]],
 ) -> float:
     """Train the linear layer alone and keep its best epoch (validation loss), in the labeller and in ``best/``.
+
+    Args:
+        labeller: whose head is trained.
+        train: reports with labels.
+        val: reports that choose the epoch.
+        options: see :class:`TrainingOptions`.
+        folder: the run.
+        loop: loss and precision.
+        rows: receives a row an epoch.
 
     Returns:
         that validation loss.
@@ -168,7 +209,8 @@ def fit_probe(
             lowest, best = val_loss, {name: value.clone() for name, value in network.head.state_dict().items()}
         f1_macro = clinical_scores(val.labels, (logits > 0).cpu().numpy())["ce_f1_macro"]
         row = {"probe_epoch": epoch, "train_loss": float(np.mean(losses)), "val_loss": val_loss}
-        _write(folder, row | {"val_f1_macro": f1_macro})
+        rows.append(row | {"val_f1_macro": f1_macro})
+        note(folder, rows[-1])
     network.head.load_state_dict(best)
     labeller.save(folder / BEST)
     logger.info("linear layer alone: lowest val loss %.4f of %d epochs", lowest, options.probe_epochs)
@@ -265,16 +307,3 @@ def _scheduler(optimizer: Optimizer, options: TrainingOptions, steps: int) -> La
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, total - warm_up))))
 
     return LambdaLR(optimizer, factor)
-
-
-def _write(folder: Path, row: dict[str, Any]) -> None:
-    with (folder / HISTORY).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
-
-
-def _note(folder: Path, row: dict[str, Any]) -> None:
-    _write(folder, row)
-    logger.info(
-        "epoch %d: train loss %.4f, val loss %.4f, val macro F1 %.3f, %.0f s",
-        *(row[key] for key in ("epoch", "train_loss", "val_loss", "val_f1_macro", "seconds")),
-    )
