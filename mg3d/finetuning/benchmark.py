@@ -242,7 +242,9 @@ class VocabularyTask(ClassificationTask):
             averaged over all.
         max_tokens: longest text in tokens.
         text_pooling: "cls", or "mean" over the tokens that are no padding.
-        image_tokens: "x4" (the encoder's tokens) or "multi_scale" (27 patches of all resolutions).
+        text_weights: weights file of the text side, for example CT-CLIP's; empty: those of ``text_encoder``.
+        image_tokens: "x4" (the encoder's tokens), "two_sets" (Swin-L: those and as many of the finer maps),
+            "multi_scale" (27 patches of all resolutions), or "auto": two_sets with Swin-L, else x4.
         fusion: "gated" cross-attention, or "none" (two separate encoders).
         project: bring both sides to ``width`` by the pre-trained projections; False feeds the encoders' own widths.
         standardise: image tokens and text vectors by the statistics of the training cases (where encoders are frozen).
@@ -258,10 +260,11 @@ class VocabularyTask(ClassificationTask):
 
     reports: Mapping[str, str] = field(default_factory=dict, hash=False)
     text_encoder: str = ""
+    text_weights: str = ""
     templates: tuple[tuple[str, str], ...] = (("{name}. ", "not {name}. "),)
     max_tokens: int = 250
     text_pooling: str = "cls"
-    image_tokens: str = "x4"
+    image_tokens: str = "auto"
     fusion: str = "gated"
     project: bool = True
     standardise: bool = False

@@ -151,6 +151,8 @@ def _execute(job: _Job) -> dict[str, Any]:
         steps = training_steps(job.settings, datamodule.batches_per_epoch, job.hardware.world_size)
     pl.seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, task, steps)
+    if job.layout.rank == 0 and (told := getattr(module, "text_report", None)) is not None:
+        write_json(job.run_dir / "text_weights_report.json", told.as_dict())
     if cfg.weights and not cfg.scratch:
         _load_weights(job, cfg, module)
     if isinstance(task, ClassificationTask) and _is_probe(cfg, task):

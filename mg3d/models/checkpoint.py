@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mg3d.errors import CheckpointError
 from mg3d.models.vision_encoders.base import VisionEncoder
-from mg3d.models.weight_maps import CONSTANT, CONSTANT_SUFFIXES, TWO_DIMENSIONAL_FAMILIES, Translation, translate
+from mg3d.models.weight_maps import CONSTANT, CONSTANT_SUFFIXES, WITHOUT_ENCODER, Translation, translate
 from mg3d.models.weights_file import (
     FORMAT_VERSION,
     METADATA_KEY,
@@ -308,8 +308,8 @@ def check_coverage(report: CoverageReport, path: str | os.PathLike[str], least: 
     if report.encoder_fraction >= least:
         return
     mend = "choose the encoder and sizes the file was made with, or load with allow_partial"
-    if report.family in TWO_DIMENSIONAL_FAMILIES:
-        mend = "a 2-D file gives text and fusion parts only: load with allow_partial to take just these"
+    if report.family in WITHOUT_ENCODER:
+        mend = f"{WITHOUT_ENCODER[report.family]} only: load with allow_partial to take just that"
     raise CheckpointError(
         f"{path} covers only {report.encoder_loaded} of {report.encoder_total} entries of the encoder\n{report}", mend
     )
@@ -355,7 +355,7 @@ def _assign(
 ) -> tuple[dict[str, Tensor], CoverageReport]:
     report = CoverageReport(family=translation.family)
     assigned: dict[str, Tensor] = {}
-    foreign = translation.family in TWO_DIMENSIONAL_FAMILIES
+    foreign = translation.family in WITHOUT_ENCODER
     for key, value in source.items():
         if key in translation.dropped and (foreign or key not in target):
             report.dropped[key] = translation.dropped[key]

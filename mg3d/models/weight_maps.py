@@ -9,6 +9,7 @@
 | ``nnunet`` | ``encoder.stages.`` | the encoder, once (nnU-Net stores it twice) |
 | ``unet`` | ``down_tr64.`` (Models Genesis, PCRLv2) | the contracting path |
 | ``meter`` | ``text_transformer.`` / ``cross_modal_`` | text encoder, fusion layers, text heads of equal shape |
+| ``ct_clip`` | ``text_transformer.`` with ``to_text_latent.`` or ``visual_transformer.`` | text encoder, its latents |
 | ``ptunifier`` | 2-D convolutions under ``vision_encoder.`` | text encoder, fusion layers, text heads of equal shape |
 
 Patch merging leaves no trace in names or shapes: files made with MONAI before 1.5 ("legacy") and from 1.5 on ("fixed")
@@ -30,13 +31,22 @@ CONSTANT = "constant of an old library version"
 STORED_TWICE = "second copy of another entry"
 NEVER_CALLED = "classifier that is never called"
 OLD_QUEUE = "memory queue of an intermediate revision"
+OTHER_ENCODER = "CT-CLIP's own image encoder (CTViT), which is none of this project's"
+OF_OTHER_ENCODER = "made for the tokens of CT-CLIP's own image encoder"
+NEVER_USED = "second projection, which CT-CLIP does not use"
 MASK_TOKEN = "token or norm used only while pre-training elsewhere"
 
 CONSTANT_SUFFIXES = (".relative_position_index", "embeddings.position_ids", "embeddings.token_type_ids")
 """Constant buffers of old library versions; they follow from the architecture."""
 
-TWO_DIMENSIONAL_FAMILIES = ("meter", "ptunifier")
-"""Families whose image encoder is 2-D: only text and fusion carry over."""
+TEXT_FAMILIES = ("ct_clip",)
+_TEXT_AND_FUSION = "a 2-D file gives text and fusion parts"
+WITHOUT_ENCODER: Mapping[str, str] = {
+    "meter": _TEXT_AND_FUSION,
+    "ptunifier": _TEXT_AND_FUSION,
+    "ct_clip": "a CT-CLIP file gives its text encoder",
+}
+"""Families whose image encoder cannot be taken over -> what can."""
 
 SWIN_FAMILIES = ("swin_unetr", "swin_simmim", "swin")
 
@@ -53,6 +63,7 @@ _RENAMES: Mapping[str, _Rules] = {
         (r"^encoder\.(layers\d+)\.0\.0\.", r"swinViT.\1.0."),
         (r"^encoder\.patch_embed\.", "swinViT.patch_embed."),
     ),
+    "ct_clip": ((r"^text_transformer\.", "language_encoder."),),
     "meter": (
         (r"^text_transformer\.", "language_encoder."),
         (r"^cross_modal_text_transform\.", "multi_modal_language_proj."),
@@ -65,6 +76,7 @@ _RENAMES: Mapping[str, _Rules] = {
     ),
 }
 
+_CT_CLIP = re.compile(r"visual_transformer\.|to_(text|visual)_latent\.")
 _TASK_HEADS = r"^(vqa|cls|mlc|irtr|nlvr2|snli|rank|mpp|mim|clm)_(head|classifier|output|score)\."
 
 _DROPS: Mapping[str, _Rules] = {
@@ -77,6 +89,11 @@ _DROPS: Mapping[str, _Rules] = {
     "nnunet": (
         (r"^decoder\.encoder\.", STORED_TWICE),
         (r"\.all_modules\.", STORED_TWICE),
+    ),
+    "ct_clip": (
+        (r"^visual_transformer\.", OTHER_ENCODER),
+        (r"^to_visual_latent\.", OF_OTHER_ENCODER),
+        (r"^to_(text|visual)_latent_extra\.", NEVER_USED),
     ),
     "meter": (
         (r"^(vit_model|vision_encoder)\.", TWO_DIMENSIONAL),
@@ -117,6 +134,8 @@ def recognise(tensors: Mapping[str, Tensor]) -> str:
         A family of the table above, or ``unknown``.
     """
     own = {name: value for name, value in tensors.items() if name.startswith("vision_encoder.")}
+    if any(name.startswith("text_transformer.") for name in tensors) and any(map(_CT_CLIP.match, tensors)):
+        return "ct_clip"
     if any(name.startswith(("text_transformer.", "cross_modal_")) for name in tensors):
         return "meter"
     if any(value.dim() == 4 for value in own.values()):

@@ -5,6 +5,8 @@ Shape suffixes: B batch, D/H/W volume axes, P = 27 patches, F feature width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from monai.networks.blocks import UnetrBasicBlock
 from torch import Tensor, nn
@@ -17,6 +19,28 @@ GRID = 3
 PATCHES = GRID**3
 NORMS = ("channels", "positions_reference")
 LEAST_DEVIATION = 1e-3
+
+
+def add_refining_blocks(owner: nn.Module, stage_channels: Sequence[int]) -> tuple[int, ...]:
+    """Give a module SwinUNETR's ``encoder1..4``, which pre-trained files may hold.
+
+    Args:
+        owner: receives the blocks.
+        stage_channels: channels of the encoder's maps.
+
+    Returns:
+        Channels of the refined maps.
+    """
+    widths = (stage_channels[0], *stage_channels[:3])
+    for number, (inner, outer) in enumerate(zip((1, *stage_channels[:3]), widths, strict=True), start=1):
+        owner.add_module(f"encoder{number}", UnetrBasicBlock(3, inner, outer, 3, 1, "instance", res_block=True))
+    return widths
+
+
+def refine(owner: nn.Module, vol_B1DHW: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """The volume and the maps x0, x1, x2 through the blocks of `add_refining_blocks`."""
+    seen = (vol_B1DHW, *maps[:3])
+    return [owner.get_submodule(f"encoder{number}")(each) for number, each in enumerate(seen, start=1)]
 
 
 class MultiScaleFeatures(nn.Module):
@@ -47,11 +71,8 @@ class MultiScaleFeatures(nn.Module):
         self.blocks = isinstance(encoder, SwinEncoder)
         widths = encoder.stage_channels
         if self.blocks:
-            first = widths[0]
-            for number, (inner, outer) in enumerate(((1, first), *((width, width) for width in widths[:3])), start=1):
-                block = UnetrBasicBlock(3, inner, outer, 3, 1, "instance", res_block=True)
-                self.add_module(f"encoder{number}", block)
-            widths = (first, *widths[:3], widths[-1])
+            refined = add_refining_blocks(self, widths)
+            widths = (*refined, widths[-1])
         self.width = sum(widths)
         self.norm = nn.LayerNorm(PATCHES if norm == "positions_reference" else self.width)
         self.register_buffer("mean", torch.zeros(PATCHES, self.width))
@@ -61,9 +82,7 @@ class MultiScaleFeatures(nn.Module):
         """Maps of a volume, averaged over 3 x 3 x 3 parts: [B, P, F] in D-major order. A frozen encoder keeps these."""
         maps = self.encoder.forward_features(vol_B1DHW, normalize=True)
         if self.blocks:
-            seen = [vol_B1DHW, *maps[:3]]
-            refined = [self.get_submodule(f"encoder{number}")(each) for number, each in enumerate(seen, start=1)]
-            maps = [*refined, maps[-1]]
+            maps = [*refine(self, vol_B1DHW, maps), maps[-1]]
         parts = [functional.adaptive_avg_pool3d(each, GRID).flatten(2) for each in maps]
         return torch.cat(parts, dim=1).transpose(1, 2)
 

@@ -24,7 +24,9 @@ from mg3d.models.checkpoint import (
     stored_merging,
 )
 from mg3d.models.conversion import read_own_weights
+from mg3d.models.finetune.text_weights import LANGUAGE, required_text_entries
 from mg3d.models.vision_encoders import VisionEncoder, create_vision_encoder, encoder_from_metadata
+from mg3d.models.weight_maps import TEXT_FAMILIES
 from mg3d.models.weights_file import read_weights_file
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ __all__ = ["build_encoder", "load_encoder_weights"]
 logger = logging.getLogger(__name__)
 
 OTHER_PART = "not part of the image encoder"
+OTHER_TEXT = "text encoder of other sizes: the run keeps its own"
 _PLACE = "vision_encoder."
 _NETWORK = "network."
 _BLOCKS = re.compile(r"encoder(1|2|3|4|10)\.")
@@ -78,6 +81,11 @@ def _described(cfg: FinetuneConfig) -> dict[str, Any]:
     """Description of the encoder in a weights file; empty when its shapes are not recognised."""
     given = None if cfg.patch_merging == "auto" else cfg.patch_merging
     own = read_own_weights(cfg.weights, patch_merging=given, allow_partial=True, cast=True)
+    if own.report.family in TEXT_FAMILIES:
+        raise ConfigError(
+            f"weights={cfg.weights} is a CT-CLIP checkpoint: a text encoder beside another image encoder than ours",
+            "give MG-3D's file as weights=; the CT-RATE benchmark takes this one as text_weights=",
+        )
     found = dict(own.metadata.get("vision_encoder") or {})
     name = str(found.get("name", cfg.encoder))
     if name.split("_")[0] != cfg.encoder.split("_")[0]:
@@ -122,7 +130,10 @@ def load_encoder_weights(module: nn.Module, cfg: FinetuneConfig, also: tuple[str
     target = _target(module)
     found, report = match_tensors(file.tensors, target)
     taken = {name: value for name, value in found.items() if _is_encoder(name) or name.startswith(also)}
-    _leave_out(report, found, taken)
+    other_text = any(name not in taken for name in required_text_entries(list(target)))
+    if other_text:  # half of one text encoder and half of another would read nothing
+        taken = {name: value for name, value in taken.items() if not name.startswith(LANGUAGE)}
+    _leave_out(report, found, taken, OTHER_TEXT if LANGUAGE in also else OTHER_PART)
     if report.has_merging:
         given = None if cfg.patch_merging == "auto" else cfg.patch_merging
         stored = stored_merging(file, given, cfg.weights)
@@ -149,11 +160,12 @@ def _target(module: nn.Module) -> dict[str, Tensor]:
     return target
 
 
-def _leave_out(report: CoverageReport, found: Mapping[str, Tensor], taken: Mapping[str, Tensor]) -> None:
-    """Correct a report for tensors that matched by chance of their name, outside of the encoder."""
+def _leave_out(report: CoverageReport, found: Mapping[str, Tensor], taken: Mapping[str, Tensor], of_text: str) -> None:
+    """Correct a report for tensors that matched by chance of their name, or that are left out; ``of_text``: why."""
     origin = {here: there for there, here in report.renamed}
     extra = [name for name in found if name not in taken]
-    report.dropped |= {origin.get(name, name): OTHER_PART for name in extra}
+    why = {name: of_text if name.startswith(LANGUAGE) else OTHER_PART for name in extra}
+    report.dropped |= {origin.get(name, name): reason for name, reason in why.items()}
     report.loaded = [name for name in report.loaded if name in taken]
     report.renamed = [pair for pair in report.renamed if pair[1] in taken]
     report.missing += extra

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 HUB_DEADLINE_S = 5.0
 """Seconds the hub gets to answer at all."""
 
+PROGRAM_OF_BERT, TOKENIZER_OF_BERT = "cxr-bert", "CXRBertTokenizer"
+"""Names under which a plain BERT and its tokenizer are stored with a program of their own."""
+
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
 
 
@@ -49,10 +52,10 @@ def create_text_encoder(
         EnvironmentProblem: the directory is incomplete, or the hub and its cache do not have the model.
         ConfigError: the model is not BERT-like, or its weights do not cover the architecture.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     source, options = _locate(name_or_dir)
-    config = _guarded(name_or_dir, AutoConfig.from_pretrained, source, **options)
+    config = _guarded(name_or_dir, _read_config, source, **options)
     if drop_rate is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = drop_rate
     if random_init:
@@ -74,12 +77,32 @@ def create_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
     Raises:
         EnvironmentProblem: the directory is incomplete, or the hub and its cache do not have the tokenizer.
     """
-    from transformers import AutoTokenizer
-
     source, options = _locate(name_or_dir, probe="tokenizer_config.json")
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in _TOKENIZER_FILES):
         raise EnvironmentProblem(f"{source} holds no tokenizer", f"put {' or '.join(_TOKENIZER_FILES[:2])} into it")
-    return _guarded(name_or_dir, AutoTokenizer.from_pretrained, source, **options)
+    return _guarded(name_or_dir, _read_tokenizer, source, **options)
+
+
+def _read_config(source: str, **options: Any) -> Any:
+    """Architecture of an encoder; programs that come with it are never run.
+
+    CXR-BERT brings a program of its own for what is a plain BERT, and is read as one.
+    """
+    from transformers import AutoConfig, BertConfig, PreTrainedConfig
+
+    stored, _ = PreTrainedConfig.get_config_dict(source, **options)
+    if stored.get("model_type") != PROGRAM_OF_BERT:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+    return BertConfig(**{key: value for key, value in stored.items() if key not in ("model_type", "auto_map")})
+
+
+def _read_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, BertTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    if get_tokenizer_config(source, **options).get("tokenizer_class") == TOKENIZER_OF_BERT:
+        return BertTokenizer.from_pretrained(source, **options)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
 
 
 def encoder_revision(name_or_dir: str, config: Any = None) -> str | None:
