@@ -15,8 +15,9 @@ from mg3d.datasets.seeding import draw_patients
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Benchmark, Case, ClassificationTask, Splits, VocabularyTask
 from mg3d.finetuning.config import FinetuneConfig
-from mg3d.finetuning.label_tables import positive_weights, write_label_tables
-from mg3d.finetuning.pictures.latent_maps import draw_latent_maps
+from mg3d.finetuning.label_tables import positive_weights
+from mg3d.finetuning.pictures.latent_maps import check_maps
+from mg3d.finetuning.pools import read_pools
 from mg3d.scans.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ VAL_FRACTION = 0.1
 SHOWN = 5
 REMOVED = re.compile(r"[\"'()]")
 OBJECTIVES = ("vocabulary", "classification")
-TASK_KEYS = {"text_pooling": "cls", "image_tokens": "x4", "fusion": "gated", "project": True, "standardise": False}
-TASK_KEYS |= {"width": 768, "latent": 768, "max_tokens": 250, "report_loss": 0.0}
+TASK_KEYS = {"text_pooling": "cls", "image_tokens": "auto", "fusion": "gated", "project": True, "standardise": False}
+TASK_KEYS |= {"width": 768, "latent": 768, "max_tokens": 250, "report_loss": 0.0, "text_weights": ""}
 LISTS = {"trainable": ["latents", "temperature", "fusion", "projections"], "pools": ["volumes", "studies"]}
 
 
@@ -111,6 +112,7 @@ def _limited(cases: list[Case], limit: int, cfg: FinetuneConfig) -> list[Case]:
 def task_for(cfg: FinetuneConfig) -> ClassificationTask:
     """Prompts against volumes, or with ``objective=classification`` a head with weighted positives."""
     objective, size = cfg.extra["objective"], cfg.roi or SIZE_DHW
+    check_maps(cfg.extra["maps"])
     if objective not in OBJECTIVES:
         raise ConfigError(f"objective={objective!r}", f"choose one of {', '.join(OBJECTIVES)}")
     shared: dict[str, Any] = {"outputs": CT_RATE_LABELS, "kind": "binary", "load": load, "size_dhw": tuple(size)}
@@ -129,7 +131,7 @@ def task_for(cfg: FinetuneConfig) -> ClassificationTask:
         reports=reports(cfg),
         text_encoder=_text_encoder(cfg),
         templates=tuple(_template(text) for text in cfg.extra["templates"]),
-        excluded=_excluded(cfg),
+        excluded=read_pools(cfg.extra["pools"], cfg.extra["excluded"]),
         scored=scored,
     )
 
@@ -146,24 +148,13 @@ def _template(text: str) -> tuple[str, str]:
     return present, absent
 
 
-def _excluded(cfg: FinetuneConfig) -> frozenset[str]:
-    """Volumes on the list of wrong ones: one name a line."""
-    if not cfg.extra["excluded"]:
-        return frozenset()
-    path = Path(cfg.extra["excluded"]).expanduser()
-    if not path.is_file():
-        raise DataError("no such list of volumes to leave out", "mend excluded=", path=str(path))
-    lines = path.read_text(encoding="utf-8").split()
-    return frozenset(line.split(",")[0].removesuffix(".nii.gz") for line in lines)
-
-
 def check_data(cfg: FinetuneConfig) -> list[str]:
     """Every problem of the download, one line each."""
     try:
         found = _listed(cfg.data_root)
         texts = reports(cfg)
-        _excluded(cfg)
-    except DataError as error:
+        read_pools(cfg.extra["pools"], cfg.extra["excluded"])
+    except (ConfigError, DataError) as error:
         return [str(error).replace("\n  ", " ")]
     origins = {case.origin for case in found.cases}
     lines = [f"{cfg.data_root}: no {name} volume; mend: download that split" for name in {"train", "valid"} - origins]
@@ -178,9 +169,10 @@ def check_data(cfg: FinetuneConfig) -> list[str]:
 
 
 def write_results(cfg: FinetuneConfig, run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The files of the published scripts: labels, probabilities, names, AUROC of every finding."""
-    write_label_tables(run_dir / "results", rows, CT_RATE_LABELS)
-    draw_latent_maps(run_dir, rows, CT_RATE_LABELS if cfg.pictures else ())
+    """The files of the published scripts, and the maps of latents."""
+    from mg3d.finetuning.ct_rate_results import write_ct_rate_results
+
+    write_ct_rate_results(cfg, run_dir, rows, CT_RATE_LABELS)
 
 
 def write_phantom(root: Path, seed: int) -> None:
@@ -210,6 +202,7 @@ BENCHMARK = Benchmark(
         "text_encoder": "",
         "excluded": "",
         "max_cases": 0,
+        "maps": ["tsne"],
         **TASK_KEYS,
         **LISTS,
     },

@@ -254,7 +254,7 @@ class VocabularyTask(ClassificationTask):
         report_loss: weight of the contrastive loss between the reports and volumes of a batch (published: 0).
         group: findings of one optimizer step with ``protocol=reference``.
         pools: pools of the report-to-volume retrieval, see `mg3d.metrics.report_retrieval.POOLS`.
-        excluded: ids that every pool leaves out.
+        excluded: ids that the pool ``corrected`` leaves out.
         scored: findings whose mean AUROC is given as ``auroc_scored`` too; empty for none.
     """
 

@@ -37,7 +37,7 @@ def select_pool(names: Sequence[str], reports: Sequence[str], pool: Pool, exclud
         names: volume names [n].
         reports: report of each volume [n].
         pool: see :data:`POOLS`.
-        excluded: volume names to leave out; needed by ``corrected``, and applied to every pool when given.
+        excluded: volume names that ``corrected`` leaves out; the other pools hold them.
 
     Returns:
         Row numbers, ascending.
@@ -49,7 +49,8 @@ def select_pool(names: Sequence[str], reports: Sequence[str], pool: Pool, exclud
         raise ValueError(f"pool {pool!r} of {len(names)} names and {len(reports)} reports; pools: {', '.join(POOLS)}")
     if pool == "corrected" and not excluded:
         raise ValueError("the corrected pool needs the list of volumes to leave out")
-    rows = np.asarray([row for row, name in enumerate(names) if name not in excluded], dtype=np.int64)
+    left_out = excluded if pool == "corrected" else ()
+    rows = np.asarray([row for row, name in enumerate(names) if name not in left_out], dtype=np.int64)
     if not rows.size:
         raise ValueError("no volume is left in the pool")
     if pool == "studies":

@@ -17,7 +17,7 @@ from folders import config, load_folder
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import ClassificationTask, VocabularyTask
-from mg3d.finetuning.label_tables import positive_weights, write_label_tables
+from mg3d.finetuning.label_tables import positive_weights
 from mg3d.phantoms.downstream.ct_rate import write_ct_rate
 
 folder = load_folder("CT-RATE")
@@ -117,13 +117,17 @@ def test_objectives(download: Path) -> None:
             BENCHMARK.resolve_task(cfg_of(download, **keys))
 
 
-def test_wrong_volumes_leave_every_pool(download: Path, tmp_path: Path) -> None:
+def test_wrong_volumes_leave_the_corrected_pool(download: Path, tmp_path: Path) -> None:
     path = tmp_path / "wrong.txt"
     path.write_text("valid_1_a_1.nii.gz\nvalid_2_a_1\n", encoding="utf-8")
     task = BENCHMARK.resolve_task(cfg_of(download, excluded=str(path), pools=["corrected"]))
     assert task.excluded == {"valid_1_a_1", "valid_2_a_1"}
     with pytest.raises(DataError, match="excluded"):
         BENCHMARK.resolve_task(cfg_of(download, excluded=str(tmp_path / "none.txt")))
+    for keys, said in (({"pools": ["corrected"]}, "excluded="), ({"maps": ["pca"]}, "tsne, umap")):
+        with pytest.raises(ConfigError, match=said):
+            BENCHMARK.resolve_task(cfg_of(download, **keys))
+    assert "excluded=" in BENCHMARK.check_data(cfg_of(download, pools=["corrected"]))[0]
 
 
 def test_the_check_names_files_and_columns(own_copy: Path) -> None:
@@ -143,18 +147,6 @@ def test_a_wrong_column_and_a_missing_volume_are_told(own_copy: Path) -> None:
     assert any("without_volume" in line for line in BENCHMARK.check_data(cfg_of(other)))
 
 
-def test_published_files(tmp_path: Path) -> None:
-    rows = [
-        {"id": f"valid_{n}_a_1", **{f"{part}_{name}": n % 2 for name in ("A", "B") for part in ("target", "prob")}}
-        for n in range(4)
-    ]
-    write_label_tables(tmp_path / "results", rows, ("A", "B"))
-    assert np.load(tmp_path / "results/labels_weights.npz")["data"].shape == (4, 2)
-    assert np.load(tmp_path / "results/predicted_weights.npz")["data"].tolist() == [[0, 0], [1, 1], [0, 0], [1, 1]]
-    assert (tmp_path / "results/accessions.txt").read_text(encoding="utf-8").split()[0] == "valid_0_a_1.nii.gz"
-    assert (tmp_path / "results/aurocs.csv").read_text(encoding="utf-8").splitlines() == ["A_auc,B_auc", "1.0,1.0"]
-
-
 def test_weights_of_positives() -> None:
     labels = np.asarray([[1, 0, -1], [0, 0, 1], [0, 0, 1], [0, -1, 0]])
     assert positive_weights(labels) == (3.0, 1.0, 0.5)
@@ -163,24 +155,24 @@ def test_weights_of_positives() -> None:
 @pytest.mark.slow
 def test_a_phantom_run_names_visible_findings_and_retrieves(tmp_path: Path) -> None:
     places = [f"{key}={tmp_path / key}" for key in ("data_root", "work_dir", "log_dir")]
-    quick = (
-        "fusion=none",
-        "max_epoch=20",
-        "val_every_epochs=4",
-        "pictures=False",
-    )  # the attention takes ten times as long
+    quick = ("max_epoch=7", "learning_rate=3e-3", "val_every_epochs=7", "pictures=False")
     done = start("CT-RATE", tmp_path, "with", "phantom", *quick, *places, "num_gpus=0", "num_threads=1")
     assert done.code == 0, done.told[-3000:]
     run_dir = Path(json.loads(done.out.splitlines()[-1])["run_dir"])
+    assert json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["fusion"] == "gated"
     metrics = metrics_of(run_dir)
     assert metrics["auroc_scored"]["mean"] > 0.8 and metrics["auroc_scored"]["ci95"][0] > 0.7
     assert len(metrics["auroc_scored"]["per_class"]) == 8
-    recall = metrics["recall@5"]
-    assert recall["mean"] >= 3 * recall["chance"] and recall["ci95"][0] > recall["chance"]
+    for k in (5, 10):
+        recall = metrics[f"recall@{k}"]
+        assert recall["mean"] >= 3 * recall["chance"] and recall["ci95"][0] > 2 * recall["chance"]
     assert {"recall@10/volumes", "recall@10/unique_reports", "map@1", "f1", "f1/own_threshold"} <= set(metrics)
+    parts = json.loads((run_dir / "splits.json").read_text(encoding="utf-8"))
+    patients = [{name.rsplit("_", 2)[0] for name in parts[part]} for part in ("train", "val", "test")]
+    assert all(patients) and not patients[2] & (patients[0] | patients[1]) and not patients[0] & patients[1]
     rows = rows_of(run_dir)
     assert len(rows) == metrics["cases"]["test"] == metrics["auroc"]["n"]
-    assert np.load(run_dir / "predictions/image_latents.npz")["data"].shape == (len(rows), 1, 64)
+    assert np.load(run_dir / "results/image_latents.npz")["data"].shape == (len(rows), 1, 64)
     assert np.load(run_dir / "predictions/report_to_volume.npz")["data"].shape == (len(rows), len(rows))
-    for name in ("labels_weights.npz", "predicted_weights.npz", "accessions.txt", "aurocs.csv"):
+    for name in ("labels_weights.npz", "predicted_weights.npz", "accessions.txt", "aurocs.csv", "i2i_real.txt"):
         assert (run_dir / "results" / name).is_file()
