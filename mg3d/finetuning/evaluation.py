@@ -12,9 +12,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, SegmentationTask, Splits, Task
+from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, ReportTask, SegmentationTask, Splits, Task
 from mg3d.finetuning.checkpoints import load_state
 from mg3d.finetuning.config import FinetuneConfig
+from mg3d.finetuning.names import BASELINES
 from mg3d.finetuning.scores import score_rows
 from mg3d.training.run_folder import write_json, write_text_atomically
 
@@ -85,7 +86,23 @@ def evaluate_checkpoints(
         found.metrics |= entries if selected else {f"{name}/{key}": entry for key, entry in whole.items()}
         if selected:
             found.rows, found.selected, found.notes = list(module.case_rows), name, notes
+            if isinstance(task, ReportTask) and trainer.is_global_zero and found.rows:
+                _add_baselines(found, cfg, task, module, datamodule, trainer.strategy.root_device)
     return found
+
+
+def _add_baselines(
+    found: Evaluation, cfg: FinetuneConfig, task: ReportTask, module: Any, datamodule: Any, device: Any
+) -> None:
+    from mg3d.finetuning.report_beside import beside_run
+
+    beside = beside_run(cfg, task, module, datamodule, found.rows, device)
+    found.metrics |= beside.entries
+    found.notes += beside.notes
+    for name in ("bleu_4", "ce_f1_micro"):
+        values = [found.metrics.get(key, {}).get("mean") for key in (name, *(f"{each}/{name}" for each in BASELINES))]
+        if all(value is not None for value in values):
+            log.info("%s: generator %.3f, label-to-report %.3f, best constant report %.3f", name, *values)
 
 
 def _step_of(checkpoints: Mapping[str, Path]) -> int:
@@ -163,6 +180,10 @@ def _draw(
         }
         figures |= draw_overlays(run_dir, rows, files, task.classes, task.label_map, window=task.window)
     log.info("report %s", write_report(run_dir, metrics, rows, figures))
+    if isinstance(task, ReportTask) and cfg.extra.get("gallery"):
+        from mg3d.finetuning.report_gallery import write_run_gallery
+
+        log.info("gallery %s", write_run_gallery(cfg, task, splits, rows, run_dir))
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,7 +1,8 @@
-"""Names of runs and weights for folders and tables. No heavy import."""
+"""Names of runs, weights and baselines for folders and tables. No heavy import."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,12 @@ from mg3d.training.run_folder import CHECKPOINTS
 if TYPE_CHECKING:
     from mg3d.finetuning.config import FinetuneConfig
 
-__all__ = ["experiment_name", "weights_label"]
+__all__ = ["BASELINES", "CONSTANT", "LABEL_TO_REPORT", "experiment_name", "weights_label"]
+
+LABEL_TO_REPORT = "label_to_report"
+CONSTANT = "constant_report"
+BASELINES: Mapping[str, str] = {LABEL_TO_REPORT: "label-to-report", CONSTANT: "best constant report"}
+"""Baselines of a report generator: first part of their keys in ``metrics.json``, and title."""
 
 _VARIANT_KEYS = ("organ",)  # own keys of a benchmark that choose another data set
 _GENERIC = ("last.ckpt", "best.ckpt", "model.safetensors")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mg3d.finetuning.names import CONSTANT
+from mg3d.finetuning.report_baseline import best_constant, stated_table
 from mg3d.metrics.captioning import score_captions
 from mg3d.metrics.clinical import clinical_entries, clinical_scores
 
@@ -21,7 +23,6 @@ __all__ = ["REFERENCES", "best_constant", "finding_table", "score_reports"]
 
 REFERENCES = {"full": "reference", "reference": "reference_published"}
 """Protocol of the references -> column of the case rows."""
-CONSTANT = "constant_report/ce_f1_micro"
 
 
 def score_reports(
@@ -66,32 +67,12 @@ def score_reports(
             truth, stated, task.finding_names, rounds=cfg.bootstrap_rounds, groups=patients, seed=cfg.seed
         )
         constant = clinical_scores(truth, np.tile(best_constant(truth), (len(truth), 1)))["ce_f1_micro"]
-        entries |= clinical | {CONSTANT: {"mean": constant, "ci95": None, "n": len(rows)}}
-        notes += [*more, "constant_report: the one report with the highest micro F1 on these very references"]
+        entries |= clinical | {f"{CONSTANT}/ce_f1_micro": {"mean": constant, "ci95": None, "n": len(rows)}}
+        reader = getattr(task.findings, "__name__", "a reader")
+        notes += [*more, f"findings of both sides: {reader}"]
     return entries, notes
 
 
 def finding_table(rows: Sequence[Mapping[str, Any]], task: ReportTask, column: str) -> np.ndarray:
     """Findings that the texts of a column state, 0 or 1, [n, L]."""
-    if task.findings is None:
-        raise ValueError("the task has no reader of findings")
-    stated = [task.findings(str(row[column])) for row in rows]
-    return np.asarray([[int(name in found) for name in task.finding_names] for found in stated])
-
-
-def best_constant(truth: np.ndarray) -> np.ndarray:
-    """The findings that one report for all cases must state to reach the highest micro F1.
-
-    Args:
-        truth: 0 or 1, [n, L].
-
-    Returns:
-        0 or 1, [L]: the k most frequent findings, for the best k.
-    """
-    counts = truth.sum(axis=0)
-    order = np.argsort(-counts, kind="stable")
-    stated = np.arange(1, len(counts) + 1)
-    f1 = 2 * counts[order].cumsum() / (stated * len(truth) + counts.sum())
-    chosen = np.zeros(len(counts), dtype=int)
-    chosen[order[: int(f1.argmax()) + 1]] = 1
-    return chosen
+    return stated_table([str(row[column]) for row in rows], task.findings, task.finding_names)

@@ -24,7 +24,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { background: var(--band); }
-td.interval { color: var(--quiet); }
+td.interval, td small { color: var(--quiet); }
 ul.notes { background: var(--warn); border-left: 4px solid var(--warn-line); padding: .6rem 1rem .6rem 2rem; }
 figure { margin: 1rem 0; }
 img { max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line); }
@@ -51,6 +51,14 @@ pre { background: var(--band); padding: .8rem; overflow-x: auto; font-size: 13px
 {% if loop.last %}<p class="quiet">Intervals are bootstrap intervals over patients. A dash is a value that is not
 defined; n counts the cases where it is.</p>{% endif %}
 {% endfor %}
+{% if beside.rows %}<h2>Beside the generator</h2>
+<div class="wide"><table><thead><tr><th>metric</th>{% for name in beside.columns %}<th>{{ name }}</th>{% endfor %}</tr>
+</thead><tbody>
+{% for name, cells in beside.rows %}<tr><td>{{ name }}</td>{% for mean, interval in cells %}<td>{{ mean }}
+<small>{{ interval }}</small></td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>
+<p class="quiet">Label-to-report writes what a classifier finds, in sentences of training reports; the constant report
+says the same of every case. A generator that is not better than both has learned style, not findings.</p>{% endif %}
 {% for figure in figures %}{% if loop.first %}<h2>Pictures</h2>{% endif %}
 <figure><figcaption>{{ figure.caption }}</figcaption>
 <img alt="{{ figure.caption }}" src="data:image/png;base64,{{ figure.data }}"></figure>

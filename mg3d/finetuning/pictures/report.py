@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mg3d.finetuning.names import BASELINES
 from mg3d.finetuning.pictures.page import TEMPLATE
 
 MAX_ROWS = 500
@@ -16,6 +17,7 @@ FILES = ("weights_report.json", "config.json", "environment.json")
 MAX_PART_CHARACTERS = 40_000
 DASH = "-"
 DETAILS = "Sub-groups and other checkpoints"
+FLOOR = " (floor {})"
 
 
 def write_report(
@@ -31,8 +33,9 @@ def write_report(
     Args:
         run_dir: folder of the run; its weights report, config and environment are shown where they exist.
         metrics: content of ``metrics.json``. An entry with ``mean`` becomes a row of the results (``per_class`` its
-            columns), of a folded second table where its name has a slash (sub-groups, other checkpoints); ``notes``
-            and ``warnings`` are set off; other plain values stand below the title.
+            columns), of a folded second table where its name has a slash (sub-groups, other checkpoints); those of
+            `BASELINES` stand beside the generator's in a table of their own; ``notes`` and ``warnings`` are set off;
+            other plain values stand below the title.
         rows: rows of ``per_case.csv``.
         figures: caption -> PNG; a picture that is missing is left out.
         title: name of the run; that of its folder and the one above otherwise.
@@ -53,6 +56,7 @@ def write_report(
         facts=[f"{name}: {_text(value)}" for name, value in metrics.items() if isinstance(value, (str, int, float))],
         notes=[str(note) for key in ("notes", "warnings") for note in _listed(metrics.get(key))],
         tables=_tables(entries, classes),
+        beside=_beside(entries),
         classes=classes,
         figures=[
             {"caption": caption, "data": base64.b64encode(path.read_bytes()).decode("ascii")}
@@ -73,8 +77,30 @@ def _tables(entries: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) ->
     """The results, then what they are made up of; neither when empty."""
     rows: dict[str, list[dict[str, Any]]] = {"": [], DETAILS: []}
     for name, entry in entries.items():
-        rows[DETAILS if "/" in name else ""].append(_metric_row(name, entry, classes))
+        if name.split("/")[0] not in BASELINES:
+            rows[DETAILS if "/" in name else ""].append(_metric_row(name, entry, classes))
     return [{"name": name, "rows": found} for name, found in rows.items() if found]
+
+
+def _beside(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """A generator's figures with those of its baselines: titles of the columns, and rows of name and cells."""
+    named = [name.split("/", 1) for name in entries]
+    metrics = dict.fromkeys(rest[0] for first, *rest in named if first in BASELINES)
+    columns = {prefix: title for prefix, title in BASELINES.items() if any(prefix == first for first, *_ in named)}
+    rows = []
+    for metric in metrics:
+        cells = [_cell(entries.get(key)) for key in (metric, *(f"{prefix}/{metric}" for prefix in columns))]
+        floor = next((e["floor"] for name, e in entries.items() if name.endswith(metric) and "floor" in e), None)
+        rows.append((metric + ("" if floor is None else FLOOR.format(_text(floor))), cells))
+    return {"columns": ["generator", *columns.values()], "rows": rows}
+
+
+def _cell(entry: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Mean and interval of a cell."""
+    if entry is None:
+        return DASH, ""
+    interval = entry.get("ci95")
+    return _text(entry["mean"]), f"{_text(interval[0])} to {_text(interval[1])}" if interval else ""
 
 
 def _metric_row(name: str, entry: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:

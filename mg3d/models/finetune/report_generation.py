@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from mg3d.finetuning.benchmark import ReportTask
     from mg3d.finetuning.config import FinetuneConfig
 
-__all__ = ["ReportGenerationModule", "build_report_module"]
+__all__ = ["CaseViews", "ReportGenerationModule", "build_report_module"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,23 @@ PUBLISHED_CLIP_VALUE = 5.0
 PUBLISHED_DECAY = 0.8
 PUBLISHED_VISUAL_SHARE = 0.5
 ALL_STAGES = 6
+LABEL_COLUMN = "p_{}"
+"""Column of ``per_case.csv`` with the probability of a label."""
+
+
+@dataclass(frozen=True)
+class CaseViews:
+    """What a module makes of the images of n cases, without writing.
+
+    Attributes:
+        ids: [n].
+        features: [n, 2 F]: mean and maximum over the patches, float32.
+        labels: [n, C] probabilities of the label head, float32.
+    """
+
+    ids: tuple[str, ...]
+    features: np.ndarray
+    labels: np.ndarray
 
 
 class ReportGenerationModule(FrozenFeaturesModule):
@@ -58,8 +77,8 @@ class ReportGenerationModule(FrozenFeaturesModule):
 
     Attributes:
         case_rows: after a validation or test epoch one row a case: tags, ``id``, ``patient``, ``reference`` (cleaned,
-            whole), ``reference_published`` (through the vocabulary and the length limit, D61), ``hypothesis`` and
-            ``score``.
+            whole), ``reference_published`` (through the vocabulary and the length limit, D61), ``hypothesis``,
+            ``score`` and, with a label loss, ``p_<label>``.
         prediction_dir: unused; the reports are in the case rows.
         ensemble: unused; reports cannot be averaged.
     """
@@ -136,8 +155,37 @@ class ReportGenerationModule(FrozenFeaturesModule):
 
     def write(self, batch: Mapping[str, Any]) -> tuple[list[str], list[float]]:
         """Write the reports of a batch; returns texts and scores."""
-        found = self.generator.generate(*self._seen(batch), self.search)
+        return self._write(self._seen(batch))
+
+    def _write(self, seen: tuple[Tensor, Tensor]) -> tuple[list[str], list[float]]:
+        found = self.generator.generate(*seen, self.search)
         return [self.vocabulary.decode([0, *ids]) for ids in found.ids.tolist()], found.scores.tolist()
+
+    def _label_probabilities(self, seen: tuple[Tensor, Tensor]) -> Tensor:
+        """What the label head says, [B, C]."""
+        return self.generator.image_labels(self.generator.image_vector(*seen)).sigmoid().float()
+
+    @torch.no_grad()
+    def look(self, data: Any, part: str, device: torch.device) -> CaseViews:
+        """Features and label probabilities of the cases of a part, in the order of its loader.
+
+        Args:
+            data: the data module.
+            part: train, val or test.
+            device: where to compute.
+        """
+        self.to(device).eval()
+        ids: list[str] = []
+        found: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for batch in data.image_loader(part):
+            if batch["id"]:
+                given = batch["features"] if "features" in batch else None
+                pooled = self.visual.pooled(batch["image"].to(device)) if given is None else given.to(device)
+                ids += batch["id"]
+                found[0].append(torch.cat([pooled.mean(dim=1), pooled.amax(dim=1)], dim=1).float().cpu())
+                found[1].append(self._label_probabilities(self.visual(pooled)).cpu())
+        features, labels = (torch.cat(each).numpy() if each else np.zeros((0, 0), np.float32) for each in found)
+        return CaseViews(tuple(ids), features, labels)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Write the reports of a validation batch."""
@@ -150,9 +198,11 @@ class ReportGenerationModule(FrozenFeaturesModule):
     def _note(self, batch: Mapping[str, Any]) -> None:
         if not batch["id"]:
             return
-        texts, scores = self.write(batch)
-        for case_id, patient, tags, text, score in zip(
-            batch["id"], batch["patient"], batch["tags"], texts, scores, strict=True
+        seen = self._seen(batch)
+        told = zip(*self._write(seen), self._label_probabilities(seen).tolist(), strict=True)
+        names = [LABEL_COLUMN.format(name) for name in self.task.labels] if self.task.label_loss else []
+        for case_id, patient, tags, (text, score, chances) in zip(
+            batch["id"], batch["patient"], batch["tags"], told, strict=True
         ):
             report = self.task.reports[case_id]
             limited = self.vocabulary.encode(report, self.task.max_tokens, keep_end=self.cfg.protocol == "clean")
@@ -165,6 +215,7 @@ class ReportGenerationModule(FrozenFeaturesModule):
                     "reference_published": self.vocabulary.decode(limited),
                     "hypothesis": text,
                     "score": score,
+                    **dict(zip(names, chances, strict=False)),
                 }
             )
 

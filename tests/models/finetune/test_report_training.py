@@ -123,7 +123,8 @@ def test_a_frozen_encoder_sees_every_image_once_and_stays_as_it_is(tmp_path: Pat
     assert all(torch.equal(module.visual.state_dict()[name], value) for name, value in before.items())
     row = module.case_rows[0]
     assert (row["id"], row["reference"]) == ("d", clean_published(REPORTS["d"]))
-    assert set(row) == {"id", "patient", "reference", "reference_published", "hypothesis", "score"}
+    labelled = {"p_effusion", "p_cardiomegaly"}
+    assert set(row) == {"id", "patient", "reference", "reference_published", "hypothesis", "score"} | labelled
     checkpoint: dict[str, Any] = {}
     module.on_save_checkpoint(checkpoint)
     assert checkpoint[METADATA_KEY]["vocabulary"] == list(module.vocabulary.words)
