@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mg3d.datasets.keyword_labels import findings_by_keywords
+from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.datasets.report_vocabulary import MAX_TOKENS, MIN_COUNT, ReportVocabulary, clean_published
 from mg3d.datasets.seeding import draw_patients
 from mg3d.errors import DataError
@@ -140,7 +142,7 @@ def task_for(cfg: FinetuneConfig) -> ReportTask:
         options["text_memory"] = 1.0
     task = replace(TASK, reports=reports, vocabulary=vocabulary, labels=_used_labels(cfg)[0], **options)
     if not cfg.phantom:
-        return task
+        return replace(task, findings=findings_by_keywords, finding_names=CT_RATE_LABELS)
     from mg3d.phantoms.findings import FINDINGS
     from mg3d.phantoms.report import stated_findings
 
@@ -208,6 +210,7 @@ BENCHMARK = Benchmark(
         "labels": LABEL_TABLE,
         "min_count": MIN_COUNT,
         "meteor": "auto",
+        "gallery": 12,
         **TASK_KEYS,
     },
     named_configs={

@@ -64,6 +64,11 @@ def label_by_keywords(text: str) -> np.ndarray:
     return np.asarray(stated, dtype=np.int8)
 
 
+def findings_by_keywords(text: str) -> frozenset[str]:
+    """The same as names out of ``CT_RATE_LABELS``."""
+    return frozenset(name for name, value in zip(CT_RATE_LABELS, label_by_keywords(text), strict=True) if value)
+
+
 def label_all_by_keywords(texts: Sequence[str]) -> np.ndarray:
     """`label_by_keywords` of every report.
 

@@ -132,9 +132,9 @@ def frame_size(plane: Plane, extents: Sequence[float], step_mm: float) -> tuple[
     return max(round(extents[plane.columns] / step_mm), 1), max(round(extents[plane.rows] / step_mm), 1)
 
 
-def frame_positions(size: int, frame_pixels: int) -> list[int]:
+def frame_positions(size: int, frame_pixels: int, most: int = MAX_FRAMES) -> list[int]:
     """Choose slices spread evenly over an axis, the middle one included: as many as the size of a strip allows."""
-    count = max(min(size, MAX_FRAMES, STRIP_PIXELS // max(frame_pixels, 1)), 1)
+    count = max(min(size, most, STRIP_PIXELS // max(frame_pixels, 1)), 1)
     if count == size:
         return list(range(size))
     half = (count - 1) // 2

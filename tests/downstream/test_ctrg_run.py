@@ -79,7 +79,7 @@ def test_a_run_leaves_scores_reports_and_the_published_table(download: Path, tmp
     from mg3d.finetuning.run import run
 
     places = {"work_dir": str(tmp_path / "work"), "log_dir": str(tmp_path / "result")}
-    cfg = cfg_of(download, **places, max_epoch=1, batch_size=4, width=32, max_tokens=30, seed=0)
+    cfg = cfg_of(download, **places, max_epoch=1, batch_size=4, width=32, max_tokens=30, seed=0, gallery=6)
     result = run(cfg, BENCHMARK)
     folder = Path(result["run_dir"])
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -91,6 +91,13 @@ def test_a_run_leaves_scores_reports_and_the_published_table(download: Path, tmp
     assert {row["filename"] for row in table} == set(parts["test"])
     assert not set(parts["test"]) & set(parts["val"] + parts["train"])
     assert (folder / "per_case.csv").read_text(encoding="utf-8").startswith("id,patient,")
+    # the baselines stand beside the generator, and the gallery shows what it saw
+    for name in ("bleu_4", "ce_f1_micro", "crg"):
+        assert {f"label_to_report/{name}", f"constant_report/{name}"} <= set(metrics)
+    assert any("own label head" in note for note in metrics["notes"])
+    assert "Beside the generator" in (folder / "report.html").read_text(encoding="utf-8")
+    gallery = (folder / "gallery.html").read_text(encoding="utf-8")
+    assert gallery.count("<article") == len(table) and gallery.count("data:image/") == 3 * len(table)
 
 
 @pytest.mark.slow

@@ -16,6 +16,12 @@ import numpy as np
 from mg3d.errors import DataError
 
 MEND = 'write a list of {"id": ..., "ref": text or list of texts, "hyp": text}'
+KEYS = {
+    "id": ("id", "filename"),
+    "ref": ("ref", "reference", "ground_truth"),
+    "hyp": ("hyp", "hypothesis", "prediction"),
+}
+"""What the three parts of a pair may be called; the last ones stand in ``generated.json`` of a run."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +64,21 @@ def read_pairs(path: Path) -> Pairs:
 
 
 def _pair(entry: Any, number: int, path: Path) -> tuple[str, tuple[str, ...], str]:
-    missing = [key for key in ("id", "ref", "hyp") if not isinstance(entry, dict) or key not in entry]
+    if not isinstance(entry, dict):
+        raise DataError(f"entry {number} is no object", MEND, path=str(path))
+    found = {part: next((name for name in names if name in entry), None) for part, names in KEYS.items()}
+    missing = [f"no {part} (nor {', '.join(KEYS[part][1:])})" for part, name in found.items() if name is None]
     if missing:
-        raise DataError(f"entry {number} has no {', no '.join(missing)}", MEND, path=str(path))
-    name, reference, hypothesis = str(entry["id"]), entry["ref"], entry["hyp"]
+        raise DataError(f"entry {number} has {', '.join(missing)}, but {', '.join(entry)}", MEND, path=str(path))
+    name, reference, hypothesis = (entry[key] for key in found.values() if key is not None)
+    if not str(name).strip():
+        raise DataError(f"entry {number} has an empty id", MEND, path=str(path))
     references = reference if isinstance(reference, list) else [reference]
     if not references or not all(isinstance(text, str) for text in (*references, hypothesis)):
-        raise DataError('ref and hyp must be texts (an empty generation is "")', MEND, case_id=name, path=str(path))
-    return name, tuple(references), hypothesis
+        raise DataError(
+            'ref and hyp must be texts (an empty generation is "")', MEND, case_id=str(name), path=str(path)
+        )
+    return str(name), tuple(references), hypothesis
 
 
 def read_label_table(path: Path) -> tuple[list[str], list[str], np.ndarray]:
