@@ -95,14 +95,15 @@ def _add_baselines(
     found: Evaluation, cfg: FinetuneConfig, task: ReportTask, module: Any, datamodule: Any, device: Any
 ) -> None:
     from mg3d.finetuning.report_beside import beside_run
+    from mg3d.metrics.clinical import CRG_FLOOR
 
     beside = beside_run(cfg, task, module, datamodule, found.rows, device)
     found.metrics |= beside.entries
     found.notes += beside.notes
-    for name in ("bleu_4", "ce_f1_micro"):
+    for name, floor in (("bleu_4", ""), ("ce_f1_micro", ""), ("crg", f" (floor {CRG_FLOOR:.3f})")):
         values = [found.metrics.get(key, {}).get("mean") for key in (name, *(f"{each}/{name}" for each in BASELINES))]
         if all(value is not None for value in values):
-            log.info("%s: generator %.3f, label-to-report %.3f, best constant report %.3f", name, *values)
+            log.info("%s%s: generator %.3f, label-to-report %.3f, best constant report %.3f", name, floor, *values)
 
 
 def _step_of(checkpoints: Mapping[str, Path]) -> int:
@@ -131,7 +132,7 @@ def finish_report(
     Returns:
         the content of ``metrics.json``.
     """
-    about = {
+    about: dict[str, Any] = {
         "benchmark": benchmark.name,
         "protocol": cfg.protocol,
         "notes": [*splits.notes, *found.notes, *_left_out(splits, found.rows)],
@@ -139,6 +140,10 @@ def finish_report(
         "selected": found.selected,
         "steps": found.steps,
     }
+    if isinstance(task, ReportTask):
+        from mg3d.finetuning.report_scores import definitions
+
+        about["definitions"] = definitions(cfg, task)
     metrics = {**about, **dict(sorted(found.metrics.items(), key=lambda item: item[0].count("/")))}
     if found.rows:
         write_rows(run_dir / "per_case.csv", found.rows)

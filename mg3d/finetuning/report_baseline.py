@@ -205,7 +205,7 @@ def _notes(
         f"training reports; {own} of {len(templates.findings)} findings have a sentence of their own there, the "
         "others are named plainly",
         f"{CONSTANT}: one report for all cases; it names the findings with the highest micro F1 on {where}: "
-        f"{', '.join(stated)}",
+        f"{', '.join(stated) or 'none'}",
     ]
 
 
@@ -243,13 +243,14 @@ def best_constant(truth: np.ndarray) -> np.ndarray:
         truth: 0 or 1, [n, L].
 
     Returns:
-        0 or 1, [L]: the k most frequent findings, for the best k.
+        0 or 1, [L]: the k most frequent findings, for the best k; none where no case has any.
     """
     counts = np.asarray(truth).astype(int).sum(axis=0)
     order = np.argsort(-counts, kind="stable")
     f1 = _f1_of_the_first(counts[order], np.full(len(counts), len(truth)))
     chosen = np.zeros(len(counts), dtype=int)
-    chosen[order[: int(f1.argmax()) + 1]] = 1
+    if counts.any():
+        chosen[order[: int(f1.argmax()) + 1]] = 1
     return chosen
 
 

@@ -12,14 +12,16 @@ import numpy as np
 
 from mg3d.finetuning.names import CONSTANT
 from mg3d.finetuning.report_baseline import best_constant, stated_table
-from mg3d.metrics.captioning import score_captions
+from mg3d.metrics.captioning import PROTOCOL, score_captions
+from mg3d.metrics.captioning_text import PRETOKENISED
+from mg3d.metrics.clinical import PROTOCOL as CLINICAL_PROTOCOL
 from mg3d.metrics.clinical import clinical_entries, clinical_scores
 
 if TYPE_CHECKING:
     from mg3d.finetuning.benchmark import ReportTask
     from mg3d.finetuning.config import FinetuneConfig
 
-__all__ = ["REFERENCES", "best_constant", "finding_table", "score_reports"]
+__all__ = ["REFERENCES", "best_constant", "definitions", "finding_table", "score_reports"]
 
 REFERENCES = {"full": "reference", "reference": "reference_published"}
 """Protocol of the references -> column of the case rows."""
@@ -31,7 +33,7 @@ def score_reports(
     """Score the case rows of a run.
 
     Args:
-        rows: of `ReportGenerationModule.case_rows`.
+        rows: of `ReportGenerationModule.case_rows`; each receives its own scores against the run's own references.
         task: its ``findings`` reads what a report states, where there is such a reader.
         cfg: protocol, bootstrap rounds, seed; ``extra["meteor"]``.
 
@@ -60,6 +62,9 @@ def score_reports(
         entries |= {f"{name}/{key}": value for key, value in found.items()}
         if name == own:
             entries |= found
+            for number, row in enumerate(rows):
+                if isinstance(row, dict):
+                    row |= {key: float(column[number]) for key, column in scores.per_case.items()}
             notes += [*scores.notes, f"references: {own}; {scores.protocol['text']}"]
     if task.findings is not None:
         truth, stated = (finding_table(rows, task, column) for column in ("reference", "hypothesis"))
@@ -71,6 +76,14 @@ def score_reports(
         reader = getattr(task.findings, "__name__", "a reader")
         notes += [*more, f"findings of both sides: {reader}"]
     return entries, notes
+
+
+def definitions(cfg: FinetuneConfig, task: ReportTask) -> dict[str, str]:
+    """What each number of a run means, for a reader of ``metrics.json``."""
+    own = "whole, cleaned" if cfg.protocol == "clean" else "through the vocabulary and the length limit"
+    found = {"references": own, "text": PRETOKENISED, **PROTOCOL}
+    found["ci95"] = f"percentile bootstrap over patients, {cfg.bootstrap_rounds} rounds, seed {cfg.seed}"
+    return found if task.findings is None else found | CLINICAL_PROTOCOL
 
 
 def finding_table(rows: Sequence[Mapping[str, Any]], task: ReportTask, column: str) -> np.ndarray:

@@ -18,14 +18,14 @@ from mg3d.metrics.captioning_ngrams import bleu, bleu_statistics, cider, count_n
 from mg3d.metrics.captioning_rouge import rouge_f, rouge_l
 from mg3d.metrics.captioning_text import PRETOKENISED, TOKENISED, prepare
 
-__all__ = ["METRICS", "CaptionScores", "score_captions"]
+__all__ = ["METRICS", "PROTOCOL", "CaptionScores", "score_captions"]
 
 MeteorKind = Literal["auto", "java", "nltk", "none"]
 METEOR_KINDS: tuple[MeteorKind, ...] = ("auto", "java", "nltk", "none")
 _MEANS = ("rouge_l", "cider", "rouge1_f", "rouge2_f", "rougel_f")
 METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", *_MEANS, "meteor_java", "meteor_nltk")
 
-_PROTOCOL = {
+PROTOCOL = {
     "bleu": "corpus BLEU, closest reference length, brevity penalty",
     "rouge_l": "mean over cases, longest common subsequence, beta 1.2",
     "rouge_f": "rouge1_f, rouge2_f, rougel_f: F measures of rouge-score (letters and digits, stemmed), mean over cases",
@@ -33,6 +33,7 @@ _PROTOCOL = {
     "meteor_java": "METEOR 1.5, Java program, English, normalised; corpus score from summed statistics",
     "meteor_nltk": "NLTK's METEOR, mean over cases; not comparable with the Java program",
 }
+"""What each number means."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def score_captions(
         intervals = _corpus(statistics, per_case, weights, interval)
     notes = _notes(found)
     _add_meteor(meteor, meteor_timeout_s, wanted, found, values, per_case, notes)
-    protocol = {"text": PRETOKENISED if pretokenised else TOKENISED, **_PROTOCOL}
+    protocol = {"text": PRETOKENISED if pretokenised else TOKENISED, **PROTOCOL}
     return CaptionScores(values, per_case, intervals, len(found), protocol, tuple(notes))
 
 

@@ -60,6 +60,7 @@ def test_perfect_reports_score_one_and_both_references_are_kept(download: Path) 
         assert entries[f"{prefix}bleu_4"]["mean"] == pytest.approx(1.0)
     assert entries["ce_f1_micro"]["mean"] == 1.0
     assert 0 < entries["constant_report/ce_f1_micro"]["mean"] < 1
+    assert all(row["bleu_4"] == pytest.approx(1.0) and row["cider"] > 0 for row in rows)
     assert entries["meteor_java"]["mean"] is None and entries["meteor_nltk"]["mean"] is None
     assert any("references: full" in note for note in notes)
 
@@ -94,6 +95,7 @@ def test_a_run_leaves_scores_reports_and_the_published_table(download: Path, tmp
     # the baselines stand beside the generator, and the gallery shows what it saw
     for name in ("bleu_4", "ce_f1_micro", "crg"):
         assert {f"label_to_report/{name}", f"constant_report/{name}"} <= set(metrics)
+    assert "floor" in metrics["crg"] and "0.333" in metrics["definitions"]["crg"]
     assert any("own label head" in note for note in metrics["notes"])
     assert "Beside the generator" in (folder / "report.html").read_text(encoding="utf-8")
     gallery = (folder / "gallery.html").read_text(encoding="utf-8")

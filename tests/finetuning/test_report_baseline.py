@@ -102,6 +102,17 @@ def test_without_a_reader_there_is_wording_alone() -> None:
     assert any("the training labels" in note for note in unknown.notes)
 
 
+def test_references_without_any_finding_give_stated_values() -> None:
+    quiet = ["No emphysema is present."] * 4
+    found = beside(references=quiet, probabilities=np.zeros((4, len(FINDINGS))), hypotheses=["", *quiet[1:]])
+    assert found.entries["crg"]["mean"] is None and found.entries["label_to_report/crg"]["mean"] is None
+    assert found.entries["label_to_report/ce_f1_micro"]["mean"] == 0.0
+    assert not stated_findings(found.texts["constant_report"][0])
+    assert any("1 of 4 generations are empty" in note for note in found.notes)
+    assert any("CRG is undefined" in note for note in found.notes)
+    assert best_constant(np.zeros((4, 3), dtype=int)).tolist() == [0, 0, 0]
+
+
 def test_the_texts_take_the_form_of_the_references() -> None:
     cleaned = [clean_published(text) for text in REFERENCES]
     found = beside(references=cleaned, hypotheses=None, clean=clean_published, pretokenised=True, rounds=0)
@@ -192,10 +203,12 @@ def test_without_labels_and_reader_only_a_note_is_left() -> None:
 
 
 def test_the_page_of_a_run_has_three_columns(tmp_path: Path, perfect: Beside) -> None:
-    text = write_report(tmp_path, perfect.entries, []).read_text(encoding="utf-8")
+    metrics = {**perfect.entries, "definitions": {"crg": "<one third> without skill"}}
+    text = write_report(tmp_path, metrics, []).read_text(encoding="utf-8")
+    assert "What the numbers mean" in text and "&lt;one third&gt; without skill" in text
     table = text[text.index("Beside the generator") :]
     assert table.index("<th>generator</th>") < table.index("label-to-report") < table.index("best constant report")
-    assert "crg (floor 0.3333)" in table
+    assert text.count("crg (floor 0.3333)") == 2  # in the results, and beside the baselines
     assert "label_to_report/" not in text
     plain = {name: entry for name, entry in perfect.entries.items() if "/" not in name}
     assert "Beside the generator" not in write_report(tmp_path, plain, []).read_text(encoding="utf-8")

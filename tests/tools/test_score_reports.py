@@ -107,7 +107,8 @@ def test_label_tables_are_matched_by_name(
         ({"id": "a"}, "no list of pairs"),
         ([{"id": "a", "text": "b", "hyp": "c"}], "entry 0 has no ref (nor reference, ground_truth), but id, text, hyp"),
         ([{"ref": "b", "hyp": "c"}], "entry 0 has no id"),
-        ([{"id": None, "ref": "b", "hyp": "c"}, {"id": " ", "ref": "b", "hyp": "c"}], "entry 1 has an empty id"),
+        ([{"id": 7, "ref": "b", "hyp": "c"}, {"id": None, "ref": "b", "hyp": "c"}], "entry 1 has an empty id"),
+        ([{"id": " ", "ref": "b", "hyp": "c"}], "entry 0 has an empty id"),
         (["a"], "entry 0 is no object"),
         ([{"id": "a", "ref": "b", "hyp": None}], "must be texts"),
         ([{"id": "a", "ref": [], "hyp": "c"}], "must be texts"),
@@ -132,6 +133,7 @@ def test_bad_words_are_refused(pairs: Path, tmp_path: Path, capsys: pytest.Captu
         ("id,A\nb,1\n", "ids"),
         ("id,A\na,7\n", "'7'"),
         ("id\n", "table"),
+        ("id,A\n,1\n", "twice or empty"),
     ):
         table = write(tmp_path / "other.csv", text)
         assert message in refusal(capsys, main, pairs, "--labels", good, table, *SHORT)

@@ -71,7 +71,7 @@ def _pair(entry: Any, number: int, path: Path) -> tuple[str, tuple[str, ...], st
     if missing:
         raise DataError(f"entry {number} has {', '.join(missing)}, but {', '.join(entry)}", MEND, path=str(path))
     name, reference, hypothesis = (entry[key] for key in found.values() if key is not None)
-    if not str(name).strip():
+    if name is None or not str(name).strip():
         raise DataError(f"entry {number} has an empty id", MEND, path=str(path))
     references = reference if isinstance(reference, list) else [reference]
     if not references or not all(isinstance(text, str) for text in (*references, hypothesis)):
@@ -103,8 +103,8 @@ def read_label_table(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     if len(rows) < 2 or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
         raise DataError("no table of equal rows", "write id,FINDING,... and one row per case", path=str(path))
     ids = [row[0].strip() for row in rows[1:]]
-    if len(set(ids)) < len(ids):
-        raise DataError("an id is there twice", "give each case once", path=str(path))
+    if len(set(ids)) < len(ids) or "" in ids:
+        raise DataError("an id is there twice or empty", "give each case once", path=str(path))
     values = [
         [_value(cell, name, row[0], path) for name, cell in zip(rows[0][1:], row[1:], strict=True)] for row in rows[1:]
     ]

@@ -59,6 +59,9 @@ defined; n counts the cases where it is.</p>{% endif %}
 {% endfor %}</tbody></table></div>
 <p class="quiet">Label-to-report writes what a classifier finds, in sentences of training reports; the constant report
 says the same of every case. A generator that is not better than both has learned style, not findings.</p>{% endif %}
+{% for name, text in definitions.items() %}{% if loop.first %}<details><summary>What the numbers mean</summary><dl>
+{% endif %}<dt>{{ name }}</dt><dd>{{ text }}</dd>
+{% if loop.last %}</dl></details>{% endif %}{% endfor %}
 {% for figure in figures %}{% if loop.first %}<h2>Pictures</h2>{% endif %}
 <figure><figcaption>{{ figure.caption }}</figcaption>
 <img alt="{{ figure.caption }}" src="data:image/png;base64,{{ figure.data }}"></figure>

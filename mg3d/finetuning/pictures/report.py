@@ -34,8 +34,8 @@ def write_report(
         run_dir: folder of the run; its weights report, config and environment are shown where they exist.
         metrics: content of ``metrics.json``. An entry with ``mean`` becomes a row of the results (``per_class`` its
             columns), of a folded second table where its name has a slash (sub-groups, other checkpoints); those of
-            `BASELINES` stand beside the generator's in a table of their own; ``notes`` and ``warnings`` are set off;
-            other plain values stand below the title.
+            `BASELINES` stand beside the generator's in a table of their own; ``definitions`` follow the tables;
+            ``notes`` and ``warnings`` are set off; other plain values stand below the title.
         rows: rows of ``per_case.csv``.
         figures: caption -> PNG; a picture that is missing is left out.
         title: name of the run; that of its folder and the one above otherwise.
@@ -57,6 +57,7 @@ def write_report(
         notes=[str(note) for key in ("notes", "warnings") for note in _listed(metrics.get(key))],
         tables=_tables(entries, classes),
         beside=_beside(entries),
+        definitions=metrics.get("definitions") or {},
         classes=classes,
         figures=[
             {"caption": caption, "data": base64.b64encode(path.read_bytes()).decode("ascii")}
@@ -107,8 +108,9 @@ def _metric_row(name: str, entry: Mapping[str, Any], classes: Sequence[str]) -> 
     interval = entry.get("ci95")
     per_class = entry.get("per_class") or {}
     values = (per_class.get(each) for each in classes)
+    floor = FLOOR.format(_text(entry["floor"])) if "floor" in entry else ""
     return {
-        "name": name,
+        "name": name + floor,
         "mean": _text(entry["mean"]),
         "interval": f"{_text(interval[0])} to {_text(interval[1])}" if interval else DASH,
         "n": _text(entry.get("n")),
