@@ -34,7 +34,7 @@ Reader = Callable[[str], Collection[str]]
 """What a text states, as names of findings."""
 
 DEFAULT_THRESHOLD = 0.5
-LEAST_POSITIVES = 10
+LEAST_POSITIVES = 20
 """Labels that must be present in the selection cases before a threshold is chosen on them."""
 
 
@@ -128,8 +128,8 @@ def score_beside(
         train_texts: m training reports.
         train_labels: [m, L] of 0 and 1.
         hypotheses: n generated reports; given, the generator's own figures are computed as well.
-        labels: [n, L] labels of the n cases, for ``label_to_report/classifier_f1_micro``; None: those that the reader
-            finds in the references.
+        labels: [n, L] findings of the n cases where a table has them; None: those that the reader finds in the
+            references. Texts and the classifier (``label_to_report/classifier_f1_micro``) are held against them.
         threshold: probability from which on a finding is written; see `best_threshold`.
         reader: findings that a text states, out of ``findings``. Without one there are no clinical figures.
         clean: brings a text into the form of the references, such as a tokenizer's cleaning.
@@ -151,8 +151,8 @@ def score_beside(
     scorer = _Scorer(references, findings, reader, ids, patients, pretokenised, meteor, rounds, seed)
     tidy = clean or str.strip
     templates = _templates(train_texts, np.asarray(train_labels), findings, reader, tidy)
-    truth = stated_table(references, reader, findings) if reader is not None else None
-    known = labels if truth is None else truth
+    known = labels if labels is not None or reader is None else stated_table(references, reader, findings)
+    truth = np.asarray(known) if reader is not None else None
     constant = best_constant(np.asarray(train_labels if known is None else known) == 1)
     written = [tidy(write_report_from_labels(row, templates, threshold)) for row in chances]
     same = [tidy(write_report_from_labels(constant, templates))] * len(references)
@@ -164,9 +164,8 @@ def score_beside(
         constant, (len(references), 1)
     )  # what it states by definition, whatever a reader makes of its words
     found.entries |= _named(CONSTANT, scorer.all_of(same, truth, fixed)[0])
-    against = truth if labels is None else np.asarray(labels)
-    if against is not None:
-        f1 = clinical_scores(against, chances >= threshold)["ce_f1_micro"]
+    if known is not None:
+        f1 = clinical_scores(np.asarray(known), chances >= threshold)["ce_f1_micro"]
         found.entries[f"{LABEL_TO_REPORT}/classifier_f1_micro"] = {"mean": f1, "ci95": None, "n": len(references)}
     found.notes += _notes(templates, constant, len(train_texts), threshold, known is None)
     return found

@@ -74,7 +74,7 @@ def score_reports(
         constant = clinical_scores(truth, np.tile(best_constant(truth), (len(truth), 1)))["ce_f1_micro"]
         entries |= clinical | {f"{CONSTANT}/ce_f1_micro": {"mean": constant, "ci95": None, "n": len(rows)}}
         reader = getattr(task.findings, "__name__", "a reader")
-        notes += [*more, f"findings of both sides: {reader}"]
+        notes += [*more, f"findings of both texts are read by {reader}"]
     return entries, notes
 
 

@@ -102,6 +102,13 @@ def test_without_a_reader_there_is_wording_alone() -> None:
     assert any("the training labels" in note for note in unknown.notes)
 
 
+def test_labels_of_a_table_are_the_truth_where_they_are_given() -> None:
+    silent = ["The trachea is open."] * len(REFERENCES)
+    found = beside(references=silent, labels=TEST_LABELS, hypotheses=None, rounds=0).entries
+    assert found["label_to_report/ce_f1_micro"]["mean"] == 1.0 == found["label_to_report/classifier_f1_micro"]["mean"]
+    assert beside(references=silent, hypotheses=None, rounds=0).entries["label_to_report/ce_f1_micro"]["mean"] == 0.0
+
+
 def test_references_without_any_finding_give_stated_values() -> None:
     quiet = ["No emphysema is present."] * 4
     found = beside(references=quiet, probabilities=np.zeros((4, len(FINDINGS))), hypotheses=["", *quiet[1:]])
