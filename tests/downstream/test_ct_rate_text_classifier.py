@@ -105,6 +105,8 @@ def test_the_best_weights_score_alike_and_label_new_reports(
     assert (tmp_path / "out" / "per_case.csv").is_file()
     told = answer(capsys, main, "label", *words, "--data", data / "new.csv", "--out", tmp_path / "inferred.csv")
     assert told["reports"] == 2 and told["empty_reports"] == 1
+    with (tmp_path / "inferred.csv").open(encoding="utf-8") as stream:
+        assert next(csv.reader(stream)) == ["AccessionNo", "report_text", *CT_RATE_LABELS]
     found = read_labelled_reports(tmp_path / "inferred.csv")
     assert found.ids == ("x", "y") and found.labels[1, CT_RATE_LABELS.index("Cardiomegaly")] == 1
 
