@@ -19,7 +19,7 @@ _DENIED_BEFORE: Final = re.compile(r"\b(?:no|without|neither|free of|absence of|
 _DENIED_ANYWHERE: Final = re.compile(r"\b(?:not|n't|nor|none|absent|excluded|ruled out|disappeared|resolved)\b")
 
 _KEYWORDS: Final[dict[str, str]] = {
-    "Medical material": r"catheter|stent|pacemaker|electrode|prosthe|sternotomy|suture|surgical clip|\bcoil|\bport\b"
+    "Medical material": r"catheter|\bstent|pacemaker|electrode|prosthe|sternotomy|suture|surgical clip|\bcoil|\bport\b"
     r"|endotracheal|tracheostomy|nasogastric|drainage tube|chest tube|\bdevice|metallic|\bvalve replacement"
     r"|medical material|implant|\bwires?\b",
     "Arterial wall calcification": r"(?:aort|arter|vascular|great vessel)(?=.*(?:calci|atheroma|atheroscl|plaque))"

@@ -94,6 +94,8 @@ def test_sentences_are_shuffled_but_kept() -> None:
         ("A 4.5 mm nodule but no consolidation", {"Lung nodule"}),
         ("Emphysema; without atelectasis", {"Emphysema"}),
         ("Consolidation in the left lower lobe", {"Consolidation", "Lung opacity"}),
+        ("The picture is consistent with persistent changes.", set()),
+        ("A coronary stent is seen.", {"Medical material"}),
     ],
 )
 def test_keywords_are_denied_where_the_text_denies_them(text: str, findings: set[str]) -> None:
