@@ -15,9 +15,11 @@ from mg3d.datasets.seeding import draw_patients
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Benchmark, Case, ClassificationTask, Splits, VocabularyTask
 from mg3d.finetuning.config import FinetuneConfig
+from mg3d.finetuning.key_ranges import check_vocabulary_keys
 from mg3d.finetuning.label_tables import positive_weights
 from mg3d.finetuning.pictures.latent_maps import check_maps
 from mg3d.finetuning.pools import read_pools
+from mg3d.finetuning.scan_checks import unreadable
 from mg3d.scans.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ def _limited(cases: list[Case], limit: int, cfg: FinetuneConfig) -> list[Case]:
 def task_for(cfg: FinetuneConfig) -> ClassificationTask:
     """Prompts against volumes, or with ``objective=classification`` a head with weighted positives."""
     objective, size = cfg.extra["objective"], cfg.roi or SIZE_DHW
+    check_vocabulary_keys(cfg.extra)
     check_maps(cfg.extra["maps"])
     if objective not in OBJECTIVES:
         raise ConfigError(f"objective={objective!r}", f"choose one of {', '.join(OBJECTIVES)}")
@@ -151,6 +154,7 @@ def _template(text: str) -> tuple[str, str]:
 def check_data(cfg: FinetuneConfig) -> list[str]:
     """Every problem of the download, one line each."""
     try:
+        check_vocabulary_keys(cfg.extra)
         found = _listed(cfg.data_root)
         texts = reports(cfg)
         read_pools(cfg.extra["pools"], cfg.extra["excluded"])
@@ -159,7 +163,9 @@ def check_data(cfg: FinetuneConfig) -> list[str]:
     origins = {case.origin for case in found.cases}
     lines = [f"{cfg.data_root}: no {name} volume; mend: download that split" for name in {"train", "valid"} - origins]
     lines += [f"{each.path}: {each.reason}; mend: it is left out" for each in found.exclusions[:SHOWN]]
-    unlabelled = [case.image_id for case in found.cases if not case.labels]
+    if cfg.full_check:
+        lines += unreadable(found.cases, reader(cfg).load)
+    unlabelled = [case.image_id for case in found.cases if max(case.labels, default=-1) < 0]
     empty = [case.image_id for case in found.cases if case.image_id not in texts]
     for what, names, mend in (("have no labels", unlabelled, "complete the tables"), ("have no report", empty, "none")):
         if names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,9 +12,12 @@ from mg3d.datasets.keyword_labels import findings_by_keywords
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.datasets.report_vocabulary import MAX_TOKENS, MIN_COUNT, ReportVocabulary, clean_published
 from mg3d.datasets.seeding import draw_patients
-from mg3d.errors import DataError
+from mg3d.errors import ConfigError, DataError
+from mg3d.finetuning import ctrg_download
 from mg3d.finetuning.benchmark import Benchmark, Case, ReportTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
+from mg3d.finetuning.ctrg_download import image_problems, name_of
+from mg3d.finetuning.key_ranges import check_report_keys
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,10 +25,10 @@ if TYPE_CHECKING:
 ANNOTATIONS = ("annotation.json", "chest_ctrg_nitfy_ori_split.json")
 LABEL_TABLE = "CTRG_finding_labels.csv"
 VAL_FRACTION = 0.10
-PRESENT = "1"
 SHOWN = 5
 TASK_KEYS = {"width": 512, "max_tokens": MAX_TOKENS, "beams": 3, "min_words": 0, "length_penalty": 0.0}
 TASK_KEYS |= {"block_trigrams": False, "label_loss": 0.1, "ranking_loss": 0.1, "text_memory": 0.0, "patch_dropout": 0.0}
+TASK_KEYS |= {"label_teaching": 0.0, "label_vectors": False}
 
 
 def load(case: Case, cfg: FinetuneConfig) -> np.ndarray:
@@ -51,22 +53,8 @@ def annotation_path(cfg: FinetuneConfig) -> Path:
 
 
 def read_annotation(cfg: FinetuneConfig) -> dict[str, list[dict[str, Any]]]:
-    """Entries of the three lists, each with id, report and image_path.
-
-    Raises:
-        DataError: the file has another structure.
-    """
-    path = annotation_path(cfg)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        parts = {part: content[part] for part in ("train", "val", "test")}
-        for entry in (entry for rows in parts.values() for entry in rows):
-            if not isinstance(entry["report"], str) or not entry["image_path"]:
-                raise ValueError(f"entry {entry['id']!r} has no text or no image")
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        remedy = "expected {train, val, test} lists of {id, report, image_path}; download it again"
-        raise DataError(f"not CTRG's annotation ({problem})", remedy, path=str(path)) from problem
-    return parts
+    """Entries of the three lists, each with id, report and image_path."""
+    return ctrg_download.read_annotation(annotation_path(cfg))
 
 
 def read_labels(cfg: FinetuneConfig) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
@@ -75,22 +63,12 @@ def read_labels(cfg: FinetuneConfig) -> tuple[tuple[str, ...], dict[str, tuple[f
     CTRG's own table has CheXbert's 14 columns; any other labeller's may take its place.
 
     Raises:
-        DataError: no such table, or no id or label in it.
+        DataError: no such table, or one that cannot be used.
     """
     path = Path(cfg.data_root) / cfg.extra["labels"]
     if not path.is_file():
         raise DataError("no table of labels for the losses", "or: label_loss=0 ranking_loss=0", path=str(path))
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = tuple(name for name in (rows[0] if rows else {}) if name != "id")
-    if not names or "id" not in rows[0]:
-        raise DataError("needs a column id and one of each label", "download it again", path=str(path))
-    return names, {name_of(row["id"]): tuple(float(row[name] == PRESENT) for name in names) for row in rows}
-
-
-def name_of(entry_id: Any) -> str:
-    """Case id without the ending that some files have."""
-    return str(entry_id).removesuffix(".nii.gz")
+    return ctrg_download.read_finding_codes(path)
 
 
 def _image_of(entry: dict[str, Any], root: Path) -> Path:
@@ -134,9 +112,12 @@ def _used_labels(cfg: FinetuneConfig) -> tuple[tuple[str, ...], dict[str, tuple[
 
 def task_for(cfg: FinetuneConfig) -> ReportTask:
     """Reports, and the vocabulary of the training ones."""
+    check_report_keys(cfg.extra)
     chosen = splits(cfg)
     reports = {name_of(entry["id"]): entry["report"] for rows in read_annotation(cfg).values() for entry in rows}
     vocabulary = ReportVocabulary.build((reports[case.id] for case in chosen.train), cfg.extra["min_count"])
+    if chosen.train and vocabulary.size < 2:
+        raise ConfigError(f"min_count={cfg.extra['min_count']} leaves no word", "write min_count=3 or fewer")
     options = {key: cfg.extra[key] for key in TASK_KEYS}
     if cfg.protocol == "reference":
         options["text_memory"] = 1.0
@@ -151,20 +132,22 @@ def task_for(cfg: FinetuneConfig) -> ReportTask:
 
 def check_data(cfg: FinetuneConfig) -> list[str]:
     """Every problem of the download, one line each."""
+    check_report_keys(cfg.extra)
     lines: list[str] = []
     try:
         lists = read_annotation(cfg)
-        labels = _used_labels(cfg)[1]
+        labels, chosen = _used_labels(cfg)[1], splits(cfg)
     except DataError as error:
         return [str(error).replace("\n  ", " ")]
     root, entries = Path(cfg.data_root), {name_of(row["id"]): row for rows in lists.values() for row in rows}
     places = {name: _image_of(entry, root) for name, entry in entries.items()}
-    missing = [str(place) for place in places.values() if not place.exists()]
     empty = [name for name, entry in entries.items() if not clean_published(entry["report"])]
     unlabelled = [name for name in entries if name not in labels] if labels else []
+    bare = [part for part in ("train", "val", "test") if not getattr(chosen, part)]
     for what, names, mend in (
-        ("images are missing", missing, "download them again"),
+        *((what, names, "download them again") for what, names in image_problems(places.values(), full=cfg.full_check)),
         ("reports are empty", empty, "they are left out"),
+        ("parts of the split have no case", bare, "complete the lists of the annotation"),
         ("cases have no labels", unlabelled, f"complete {cfg.extra['labels']}"),
     ):
         if names:

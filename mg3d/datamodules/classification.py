@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mg3d.datamodules.case_sampler import BalancedBatchSampler, CompleteBatchSampler
 from mg3d.datamodules.sampler import EpochBatchSampler
 from mg3d.datamodules.stateful_loader import StatefulLoader, finished_batches
-from mg3d.datasets.classification import ClassificationCollator, ClassificationDataset
+from mg3d.datasets.classification import ClassificationCollator, ClassificationDataset, refuse_unlabelled
 from mg3d.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class ClassificationDataModule(pl.LightningDataModule):
         cases = getattr(self.splits, part)
         if not cases:
             raise DataError(f"the {part} part of the split has no case", "check data_root, fold and data_fraction")
+        if train and self.task.kind == "binary":
+            refuse_unlabelled(cases)
         dataset = ClassificationDataset(cases, self.task, self.cfg, train=train)
         if self.cfg.cache == "memory" and self.cfg.num_workers:
             fill_memory(dataset, self.cfg.num_workers, part)

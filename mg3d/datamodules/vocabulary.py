@@ -12,7 +12,7 @@ from mg3d.datamodules.case_sampler import CompleteBatchSampler
 from mg3d.datamodules.classification import ClassificationDataModule
 from mg3d.datamodules.sampler import EpochBatchSampler
 from mg3d.datamodules.stateful_loader import StatefulLoader
-from mg3d.datasets.classification import ClassificationDataset
+from mg3d.datasets.classification import ClassificationDataset, refuse_unlabelled
 from mg3d.datasets.volume_report import SampleIndex
 from mg3d.errors import DataError
 
@@ -110,6 +110,8 @@ class VocabularyDataModule(ClassificationDataModule):
         cases = getattr(self.splits, part)
         if not cases:
             raise DataError(f"the {part} part of the split has no case", "check data_root and data_fraction")
+        if train and not self.task.report_loss:  # type: ignore[attr-defined]  # a VocabularyTask
+            refuse_unlabelled(cases)
         return FeatureDataset(cases, self.task, self.cfg, train=train)
 
     def _train_sampler(self, *, rank: int = 0, world_size: int = 1) -> EpochBatchSampler:

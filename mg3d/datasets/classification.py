@@ -214,6 +214,16 @@ def resolve_loader(load: str | Loader) -> Loader:
         raise ConfigError(f"load={load!r}: {error}", "name it as module:function") from error
 
 
+def refuse_unlabelled(cases: Sequence[Case]) -> None:
+    """Refuse training cases of which none has a known value.
+
+    Raises:
+        DataError: there is nothing to learn.
+    """
+    if cases and all(value not in (0.0, 1.0) for case in cases for value in case.targets):
+        raise DataError("no training case has a label", "complete the label tables: --check-data names them")
+
+
 def read_case(load: Loader, case: Case, cfg: FinetuneConfig) -> np.ndarray:
     """Read one case with the task's function and check what comes back.
 
@@ -230,7 +240,8 @@ def read_case(load: Loader, case: Case, cfg: FinetuneConfig) -> np.ndarray:
     except MG3DError as error:
         if getattr(error, "case_id", ""):
             raise
-        raise DataError(error.message, error.remedy, case_id=case.id, path=str(case.image)) from error
+        told = error.message.removeprefix(f"{case.image}: ")
+        raise DataError(told, error.remedy, case_id=case.id, path=str(case.image)) from error
     except Exception as error:  # file readers raise all kinds of errors on damaged files
         raise _unreadable(case, f"{type(error).__name__}: {error}") from error
     problem = _problem_of(array)

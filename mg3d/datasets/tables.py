@@ -34,9 +34,13 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             if missing:
                 found = ", ".join(reader.fieldnames or ()) or "nothing"
                 message = f"column {', '.join(missing)} is missing (found: {found[:200]})"
-                raise DataError(message, "download the table again", path=str(path))
+                remedy = "name the columns as published, between commas, or download the table again"
+                raise DataError(message, remedy, path=str(path))
             rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+    except UnicodeDecodeError as problem:
+        byte = f"byte 0x{problem.object[problem.start]:02x}"
+        raise DataError(f"not UTF-8 ({byte})", "save the table as CSV in UTF-8", path=str(path)) from None
+    except (OSError, csv.Error) as problem:
         raise DataError(f"cannot be read as a table ({problem})", "download the table again", path=str(path)) from None
     for number, row in enumerate(rows, start=2):
         if any(row[name] is None for name in columns):

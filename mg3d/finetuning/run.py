@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 
-from mg3d.errors import ConfigError
+from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, ReportTask, SegmentationTask, Splits, Task
 from mg3d.finetuning.checkpoints import (
     LAST,
@@ -189,6 +189,8 @@ def _splits(job: _Job, cfg: FinetuneConfig) -> Splits:
     """The parts of the benchmark, reduced and checked, and written to ``splits.json``."""
     splits = job.benchmark.splits(cfg)
     notes = (*splits.notes, *refuse_leakage(splits, cfg.protocol))
+    if not splits.test and "evaluate" in cfg.stages:
+        raise DataError("the test part of the split has no case", "check data_root, or leave evaluate out of stages")
     train = data_fraction(splits.train, cfg.data_fraction, cfg.seed)
     if cfg.data_fraction < 1:
         notes += (f"trained on {len(train)} of {len(splits.train)} cases (data_fraction={cfg.data_fraction:g})",)

@@ -19,7 +19,7 @@ import numpy as np
 from mg3d.errors import DataError
 from mg3d.finetuning.benchmark import Case
 
-__all__ = ["check_pairs", "check_scan", "missing_names", "problem", "problem_of", "unexpected_files"]
+__all__ = ["check_pairs", "check_scan", "missing_names", "problem", "problem_of", "unexpected_files", "unreadable"]
 
 _THREADS = 4
 _SHOWN = 8
@@ -35,6 +35,17 @@ def problem(path: Path | str, what: str, mend: str) -> str:
 def problem_of(error: DataError) -> str:
     """The line of an error that names a file."""
     return problem(error.path, error.message.removeprefix(f"{error.path}: "), error.remedy or _AGAIN)
+
+
+def unreadable(items: Iterable[Any], read: Callable[[Any], object]) -> list[str]:
+    """Lines of what a function refuses to read."""
+    lines = []
+    for item in items:
+        try:
+            read(item)
+        except DataError as error:
+            lines.append(problem_of(error))
+    return lines
 
 
 def check_pairs(cases: Iterable[Case], labels: Collection[int], *, full: bool = False) -> list[str]:

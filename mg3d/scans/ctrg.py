@@ -34,9 +34,11 @@ def read_ctrg(path: Path, size_dhw: Sequence[int] = PRETRAIN_SIZE_DHW) -> np.nda
         float32 [D, H, W] in [0, 1].
 
     Raises:
-        DataError: a slice or the volume is damaged, or values leave 0..255.
+        DataError: nothing there, a slice or the volume is damaged, or values leave 0..255.
     """
     size = (int(size_dhw[0]), int(size_dhw[1]), int(size_dhw[2]))
+    if not path.exists():
+        raise DataError("no such file or folder", "download it again, or leave the case out", path=str(path))
     return _from_slices(path, size) if path.is_dir() else _from_nifti(path, size)
 
 

@@ -44,7 +44,7 @@ def sort_slices(files: Sequence[Path], shown: str) -> tuple[Path, ...]:
         DataError: there is none.
     """
     if not files:
-        raise DataError(f"no jpg or png slice in {shown!r}")
+        raise DataError(f"no jpg or png slice in {shown!r}", "download the scan again")
     return tuple(sorted(files, key=lambda file: natural_key(file.name)))
 
 
@@ -90,7 +90,9 @@ class SliceFiles(Sequence[np.ndarray]):
                 if image.width * image.height > MAX_SLICE_PIXELS:
                     raise DataError(f"slice of {image.width} x {image.height} pixels", "check the file", path=str(path))
                 pixels = np.asarray(image.convert("L"))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as problem:
+        except UnidentifiedImageError as problem:
+            raise DataError("slice is no picture", "download it again", path=str(path)) from problem
+        except (OSError, ValueError, SyntaxError) as problem:
             raise DataError(f"slice cannot be decoded ({problem})", "download it again", path=str(path)) from problem
         if pixels.shape != getattr(self, "shape", pixels.shape):
             raise DataError(f"slice of shape {pixels.shape} among {self.shape}", "check the folder", path=str(path))

@@ -86,7 +86,8 @@ class EncoderTokens(nn.Module):
         if not self.two_sets:
             return map_to_tokens(last)
         finer = refine(self, vol_B1DHW, [channel_norm(each) for each in maps[:3]])
-        kept = [functional.adaptive_avg_pool3d(each, last.shape[2:]) for each in finer]
+        depth, height, width = last.shape[2:]
+        kept = [functional.adaptive_avg_pool3d(each, (depth, height, width)) for each in finer]
         return map_to_tokens(torch.cat([*kept, last], dim=1))
 
     def arrange(self, kept_BNK: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from mg3d.errors import CheckpointError
 from mg3d.models.checkpoint import CoverageReport, check_dtypes, match_tensors
@@ -39,6 +40,8 @@ def load_text_weights(network: nn.Module, path: str, *, latents_out: str = "") -
     Raises:
         CheckpointError: unreadable file, no text encoder in it, or one of other sizes than the network's.
     """
+    if not Path(path).exists():
+        raise CheckpointError(f"no file text_weights={path}", "name a CT-CLIP or MG-3D checkpoint")
     file = read_weights_file(path)
     target = {
         name: value
@@ -77,7 +80,7 @@ def _check_complete(report: CoverageReport, required: list[str], path: str) -> N
         )
 
 
-def _leave_latents_out(report: CoverageReport, found: dict[str, object], reason: str) -> None:
+def _leave_latents_out(report: CoverageReport, found: dict[str, Tensor], reason: str) -> None:
     for name, stored, wanted in list(report.reshaped):
         if name == TEXT_LATENT:
             reason = (

@@ -232,7 +232,8 @@ def _check_coverage(name: str, info: dict[str, Any]) -> None:
 
 def _local_mend(name: str) -> str:
     return (
-        f"download {name!r} elsewhere (config.json, vocabulary, weights) and pass tokenizer=<local directory>; "
+        f"download {name!r} elsewhere (config.json, vocabulary, weights) and pass tokenizer=<local directory> "
+        "(text_encoder= where texts are matched with volumes); "
         "offline, HF_HUB_OFFLINE=1 uses only the cache"
     )
 
