@@ -11,6 +11,8 @@ import numpy as np
 from mg3d.errors import DataError
 from mg3d.finetuning.names import LABEL_TO_REPORT
 from mg3d.finetuning.report_baseline import (
+    DEFAULT_THRESHOLD,
+    LEAST_POSITIVES,
     Beside,
     best_threshold,
     probe_probabilities,
@@ -118,14 +120,15 @@ def _from_head(
     columns = [LABEL_COLUMN.format(name) for name in task.labels]
     train = list(data.splits.train)
     held = module.look(data, "val", device) if data.splits.val else None
-    threshold = best_threshold(_targets(data.splits.val, held.ids), held.labels) if held is not None else 0.5
+    truth = _targets(data.splits.val, held.ids) if held is not None else None
+    threshold = best_threshold(truth, held.labels) if held is not None and truth is not None else DEFAULT_THRESHOLD
     return _Predicted(
         tuple(task.labels),
         [case.id for case in train],
         np.asarray([case.targets for case in train]),
         np.asarray([[row[column] for column in columns] for row in rows], dtype=np.float64),
         threshold,
-        [f"{LABEL_TO_REPORT}: probabilities of the run's own label head; {_selection(held, data)}"],
+        [f"{LABEL_TO_REPORT}: probabilities of the run's own label head; {_selection(held, data, truth)}"],
     )
 
 
@@ -151,19 +154,19 @@ def _from_probe(
         train.features, labels["train"], groups, [view.features for view in views.values()], cfg.seed
     )
     held = dict(zip(views, found, strict=True))
-    threshold = best_threshold(labels["val"], held["val"]) if "val" in held else 0.5
+    threshold = best_threshold(labels["val"], held["val"]) if "val" in held else DEFAULT_THRESHOLD
     place = {name: number for number, name in enumerate(views["test"].ids)}
     notes = [f"{LABEL_TO_REPORT}: probabilities of a linear probe on the run's features of {len(train.ids)} cases"]
-    notes[0] += f"; {_selection(views.get('val'), data)}"
+    notes[0] += f"; {_selection(views.get('val'), data, labels.get('val'))}"
     if rare:
         notes.append(f"{LABEL_TO_REPORT}: never written, too few cases: {', '.join(findings[k] for k in rare)}")
     chosen = held["test"][[place[str(row["id"])] for row in rows]]
     return _Predicted(findings, list(train.ids), labels["train"], chosen, threshold, notes)
 
 
-def _selection(held: Any, data: Any) -> str:
-    if held is None:
-        return "threshold 0.5"
+def _selection(held: Any, data: Any, labels: np.ndarray | None) -> str:
+    if held is None or labels is None or labels.sum() < LEAST_POSITIVES:
+        return f"threshold {DEFAULT_THRESHOLD}, as the selection cases hold too few findings to choose one"
     reported = {case.id for case in data.splits.test} & set(held.ids)
     return f"threshold chosen on {len(held.ids)} selection cases" + (" (those reported)" if reported else "")
 

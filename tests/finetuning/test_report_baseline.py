@@ -201,6 +201,7 @@ def test_a_run_takes_its_label_head_or_a_probe(label_loss: float) -> None:
     assert all(row["label_to_report"] for row in rows)
     assert module.looked == (["val"] if label_loss else ["train", "val", "test"])
     assert ("own label head" if label_loss else "linear probe") in found.notes[0]
+    assert "chosen on 20 selection cases" in found.notes[0]
 
 
 def test_without_labels_and_reader_only_a_note_is_left() -> None:
