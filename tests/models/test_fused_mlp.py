@@ -7,8 +7,8 @@ import torch
 from monai.networks.blocks import MLPBlock
 from torch import Tensor, nn
 
-from mg3d.models.vision_encoders import fused_mlp
-from mg3d.models.vision_encoders.fused_mlp import can_fuse, norm_mlp
+from mg3d.models.vision_encoders import worker_threads
+from mg3d.models.vision_encoders.fused_mlp import can_fuse_mlp, mlp_half
 
 
 def parts(channels: int = 12, dropout: float = 0.0) -> tuple[nn.LayerNorm, MLPBlock]:
@@ -32,11 +32,11 @@ def test_values_and_gradients_are_those_of_the_plain_layers(
     norm, mlp = parts()
     x = torch.randn(shape, requires_grad=True)
     wanted = [x, *norm.parameters(), *mlp.parameters()]
-    monkeypatch.setattr(fused_mlp, "HIDDEN_BYTES", rows * 4 * 48)
+    monkeypatch.setattr(worker_threads, "PORTION_BYTES", rows * 4 * 48)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        ours, plain = norm_mlp(norm, mlp, x), mlp(norm(x))
+        ours, plain = mlp_half(norm, mlp, x), x + mlp(norm(x))
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
         for one, other in zip(gradients(ours, wanted), gradients(plain, wanted), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
@@ -48,9 +48,9 @@ def test_a_transposed_input_and_a_transposed_gradient_change_nothing() -> None:
     norm, mlp = parts()
     x = torch.randn(4, 12, 3)
     moved = x.transpose(1, 2).requires_grad_()
-    result = norm_mlp(norm, mlp, moved)
+    result = mlp_half(norm, mlp, moved)
     (grad,) = torch.autograd.grad(result.transpose(1, 2).sum(), moved)
-    plain = mlp(norm(moved))
+    plain = moved + mlp(norm(moved))
     (expected,) = torch.autograd.grad(plain.sum(), moved)
     torch.testing.assert_close(result, plain, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
@@ -59,9 +59,9 @@ def test_a_transposed_input_and_a_transposed_gradient_change_nothing() -> None:
 def test_it_is_used_only_where_it_computes_the_same() -> None:
     norm, mlp = parts()
     x = torch.randn(2, 12)
-    assert can_fuse(norm, mlp, x)
-    assert not can_fuse(norm, mlp, x.double()) and not can_fuse(norm, mlp, x.to("meta"))
+    assert can_fuse_mlp(norm, mlp, x)
+    assert not can_fuse_mlp(norm, mlp, x.double()) and not can_fuse_mlp(norm, mlp, x.to("meta"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not can_fuse(norm, mlp, x)
+        assert not can_fuse_mlp(norm, mlp, x)
     norm, dropping = parts(dropout=0.5)
-    assert not can_fuse(norm, dropping, x) and can_fuse(norm, dropping.eval(), x)
+    assert not can_fuse_mlp(norm, dropping, x) and can_fuse_mlp(norm, dropping.eval(), x)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mg3d.models.masking import apply_mask
-from mg3d.models.vision_encoders import create_vision_encoder, window_attention
+from mg3d.models.vision_encoders import attention_maps, create_vision_encoder, swin, worker_threads
 from mg3d.models.vision_encoders.swin import MERGING_OFFSETS, PatchMerging, SwinBlock, SwinEncoder
 from mg3d.models.vision_encoders.windows import axis_runs, window_groups
 
@@ -217,13 +217,17 @@ def padded_mask(block: SwinTransformerBlock, grid: tuple[int, int, int]) -> Tens
     return compute_mask(padded, window, shift, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "layer by layer"])
 @pytest.mark.parametrize("budget", [1, 10**4, 10**9])
 @pytest.mark.parametrize("shift", [(0, 0, 0), (1, 2, 1)])
 @pytest.mark.parametrize("grid", [(6, 8, 9), (7, 5, 4), (3, 9, 2), (3, 4, 3)])
 def test_a_block_equals_monais_with_all_gradients(
-    monkeypatch: pytest.MonkeyPatch, grid: tuple[int, int, int], shift: tuple[int, int, int], budget: int
+    monkeypatch: pytest.MonkeyPatch, grid: tuple[int, int, int], shift: tuple[int, int, int], budget: int, fused: bool
 ) -> None:
-    monkeypatch.setattr(window_attention, "CPU_MAP_BYTES", budget)
+    monkeypatch.setattr(attention_maps, "CPU_MAP_BYTES", budget)
+    monkeypatch.setattr(worker_threads, "PORTION_BYTES", budget)
+    if not fused:  # as on a GPU, in half precision and with stochastic depth
+        monkeypatch.setattr(swin, "can_fuse_attention", lambda *_: False)
     torch.manual_seed(0)
     ours = SwinBlock(12, 3, (3, 4, 3), shift)
     theirs = SwinTransformerBlock(12, 3, (3, 4, 3), shift, qkv_bias=True)
@@ -245,6 +249,14 @@ def test_a_block_equals_monais_with_all_gradients(
         results.append([out, hidden.grad, *(parameter.grad for parameter in block.parameters())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+
+
+def test_stochastic_depth_drops_whole_halves_in_training_only() -> None:
+    torch.manual_seed(0)
+    block = SwinBlock(12, 3, (3, 4, 3), (0, 0, 0), drop_path=0.9999).train()
+    hidden = torch.rand(2, 3, 4, 3, 12)
+    torch.testing.assert_close(block(hidden, None), hidden)
+    assert not torch.allclose(block.eval()(hidden, None), hidden)
 
 
 def test_threads_share_the_windows_without_changing_the_result() -> None:

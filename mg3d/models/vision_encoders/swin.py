@@ -18,9 +18,11 @@ from monai.networks.nets.swin_unetr import SwinTransformerBlock, get_window_size
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils import checkpoint
 
 from mg3d.models.vision_encoders.base import VisionEncoder, channel_norm, check_volume, map_to_tokens
-from mg3d.models.vision_encoders.fused_mlp import can_fuse, norm_mlp
+from mg3d.models.vision_encoders.fused_attention import attention_half, can_fuse_attention
+from mg3d.models.vision_encoders.fused_mlp import can_fuse_mlp, mlp_half
 from mg3d.models.vision_encoders.window_attention import GridWindowAttention
 
 MERGING_OFFSETS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -90,22 +92,31 @@ class SwinBlock(SwinTransformerBlock):
         **options: further options of MONAI's block.
     """
 
+    attn: GridWindowAttention
+
     def __init__(
         self, dim: int, num_heads: int, window_size: Sequence[int], shift_size: Sequence[int], **options: Any
     ) -> None:
         super().__init__(dim, num_heads, window_size, shift_size, qkv_bias=True, **options)
         self.attn = GridWindowAttention(dim, num_heads, window_size, qkv_bias=True)
 
+    def forward(self, x: Tensor, mask_matrix: Tensor | None) -> Tensor:
+        """Attention and MLP, each with its residual; ``x`` is ``[B, D, H, W, C]``, the mask is not needed."""
+        whole = isinstance(self.drop_path, nn.Identity) or not self.training
+        if not (whole and can_fuse_attention(self.norm1, self.attn, x) and can_fuse_mlp(self.norm2, self.mlp, x)):
+            return super().forward(x, mask_matrix)
+        window, shift = get_window_size(x.shape[1:4], self.window_size, self.shift_size)
+        inputs = self.norm1, self.attn, x, window, shift
+        if self.use_checkpoint and torch.is_grad_enabled():
+            x = checkpoint.checkpoint(attention_half, *inputs, use_reentrant=False)
+        else:
+            x = attention_half(*inputs)
+        return mlp_half(self.norm2, self.mlp, x)  # keeps its input only, nothing for a checkpoint to save
+
     def forward_part1(self, x: Tensor, mask_matrix: Tensor | None) -> Tensor:
         """Normalise and attend; ``x`` is ``[B, D, H, W, C]``, the mask of MONAI's signature is not needed."""
         window, shift = get_window_size(x.shape[1:4], self.window_size, self.shift_size)
         return self.attn(self.norm1(x), window, shift)
-
-    def forward_part2(self, x: Tensor) -> Tensor:
-        """Normalise and pass through the MLP, ``[B, D, H, W, C]``."""
-        if can_fuse(self.norm2, self.mlp, x):
-            return self.drop_path(norm_mlp(self.norm2, self.mlp, x))
-        return super().forward_part2(x)
 
 
 class SwinStage(nn.Module):

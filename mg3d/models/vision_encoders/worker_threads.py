@@ -10,12 +10,16 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+PORTION_BYTES = 2**21
+"""Intermediate values of one core: about its own cache."""
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
@@ -34,6 +38,38 @@ def share_out(items: Sequence[Item], costs: Sequence[float], threads: int) -> li
         shares[lightest].append(items[index])
         loads[lightest] += costs[index]
     return [share for share in shares if share]
+
+
+def in_full_precision(norm: nn.LayerNorm, x: Tensor) -> bool:
+    """Whether a layer that begins with ``norm`` computes on a CPU in the number type of ``x``, none of the half ones.
+
+    Args:
+        norm: has weights, or nothing that rests on them holds.
+        x: its input.
+    """
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+        return False
+    return norm.weight is not None and norm.weight.dtype == x.dtype
+
+
+def row_shares(rows: int) -> list[list[slice]]:
+    """Equal shares of consecutive rows, one slice in a list per thread.
+
+    Args:
+        rows: how many there are.
+    """
+    threads = max(1, min(torch.get_num_threads(), rows))
+    edges = [rows * index // threads for index in range(threads + 1)]
+    return [[slice(*pair)] for pair in pairwise(edges)]
+
+
+def rows_in_cache(width: int) -> int:
+    """Rows of so many single precision values that one core works on at a time.
+
+    Args:
+        width: values per row.
+    """
+    return max(1, PORTION_BYTES // (4 * width))
 
 
 def run_shares(work: Callable[[list[Item]], Result], shares: Sequence[list[Item]]) -> list[Result]:
@@ -56,6 +92,15 @@ def run_shares(work: Callable[[list[Item]], Result], shares: Sequence[list[Item]
             return work(share)
 
     return list(_pool(len(shares)).map(quietly, shares))
+
+
+def sum_up(parts: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Sum over the shares of each of their tensors, always in the same order.
+
+    Args:
+        parts: equally long lists, one per share.
+    """
+    return [each[0] if len(each) == 1 else torch.stack(each).sum(0) for each in zip(*parts, strict=True)]
 
 
 def _pool(size: int) -> ThreadPoolExecutor:
