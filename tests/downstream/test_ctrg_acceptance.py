@@ -123,7 +123,8 @@ def test_both_protocols_score_both_references(protocol: str, download: Path) -> 
         assert cut == (row["id"] != "11")  # whose report is one word
         row["hypothesis"] = row["reference_published"]
     entries, notes = score_reports(module._rows, task, cfg)
-    assert entries["reference/bleu_1"]["mean"] == pytest.approx(1.0) > entries["full/bleu_1"]["mean"]
+    assert entries["reference/bleu_1"]["mean"] == pytest.approx(1.0)
+    assert entries["full/bleu_1"]["mean"] < 0.9
     own = "full" if protocol == "clean" else "reference"
     assert entries["bleu_1"] == entries[f"{own}/bleu_1"] and any(f"references: {own}" in note for note in notes)
     assert entries["meteor_java"]["mean"] is None and entries["meteor_nltk"]["mean"] is None
