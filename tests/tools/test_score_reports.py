@@ -122,6 +122,27 @@ def test_bad_pairs_are_refused(
     assert message in refusal(capsys, main, write(tmp_path / "pairs.json", content), *SHORT)
 
 
+@pytest.mark.parametrize(
+    ("hypotheses", "bleu_1", "note"),
+    [
+        (["The heart is large."], 1.0, "CIDEr of one document is 0 by construction"),
+        (["The heart\n\nis\r\nlarge.", "No effusion."], 1.0, ""),
+        (["", " \n"], 0.0, "2 of 2 generations are empty"),
+    ],
+)
+def test_one_document_line_breaks_and_silence_have_stated_values(
+    hypotheses: list[str], bleu_1: float, note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references = ["The heart is large.", "No effusion."]
+    pairs = [{"id": str(n), "ref": references[n], "hyp": text} for n, text in enumerate(hypotheses)]
+    told = answer(capsys, main, write(tmp_path / "pairs.json", pairs), *SHORT, "--labeller", "keywords")
+    assert told["metrics"]["bleu_1"]["mean"] == pytest.approx(bleu_1, abs=1e-6)
+    assert told["metrics"]["cider"]["mean"] == pytest.approx(
+        0.0 if note else told["metrics"]["cider"]["mean"], abs=1e-9
+    )
+    assert any(note in each for each in told["notes"])
+
+
 def test_bad_words_are_refused(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such file" in refusal(capsys, main, tmp_path / "absent.json")
     assert "no such folder" in refusal(capsys, main, pairs, "--labeller", tmp_path / "absent", *SHORT)

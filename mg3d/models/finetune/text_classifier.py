@@ -314,8 +314,9 @@ class ReportLabeller:
         return np.concatenate(found) if found else np.zeros((0, len(self.options.findings)), dtype=np.float32)
 
     def label(self, texts: Sequence[str], threshold: float = 0.5, batch_size: int = 32) -> np.ndarray:
-        """Findings of reports, int8 [n, L]: 1 where the probability is above the threshold."""
-        return (self.probabilities(texts, batch_size) > threshold).astype(np.int8)
+        """Findings of reports, int8 [n, L]: 1 where the probability is above the threshold; none in an empty one."""
+        stated = np.array([bool(text.strip()) for text in texts], dtype=bool)[:, None]
+        return (stated & (self.probabilities(texts, batch_size) > threshold)).astype(np.int8)
 
     def save(self, folder: Path) -> None:
         """Write options, weights, and the encoder's config and tokenizer; nothing in it is pickled."""
