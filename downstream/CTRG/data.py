@@ -28,7 +28,7 @@ VAL_FRACTION = 0.10
 SHOWN = 5
 TASK_KEYS = {"width": 512, "max_tokens": MAX_TOKENS, "beams": 3, "min_words": 0, "length_penalty": 0.0}
 TASK_KEYS |= {"block_trigrams": False, "label_loss": 0.1, "ranking_loss": 0.1, "text_memory": 0.0, "patch_dropout": 0.0}
-TASK_KEYS |= {"label_teaching": 0.0, "label_vectors": False}
+TASK_KEYS |= {"dropout": 0.1, "place_scale": 0.0}
 
 
 def load(case: Case, cfg: FinetuneConfig) -> np.ndarray:

@@ -206,6 +206,8 @@ class ReportTask:
         ranking_loss: weight of the ranking loss; 0 is off.
         text_memory: share of the training images whose memory sees their own report (published: 1).
         patch_dropout: share of the training images whose patch tokens are blanked (published: 0).
+        dropout: rate in the generator (published: 0.1).
+        place_scale: standard deviation of the place vectors of patches and labels at the start; 0: small ones.
         findings: what a report says, as a set of names; None leaves the clinical figures out.
         finding_names: every name that ``findings`` may return.
     """
@@ -225,6 +227,8 @@ class ReportTask:
     ranking_loss: float = 0.1
     text_memory: float = 1.0
     patch_dropout: float = 0.0
+    dropout: float = 0.1
+    place_scale: float = 0.0
     findings: Callable[[str], frozenset[str]] | None = None
     finding_names: tuple[str, ...] = ()
 

@@ -23,6 +23,8 @@ REPORT_RANGES: Mapping[str, tuple[float, float | None]] = {
     "ranking_loss": (0, None),
     "text_memory": SHARE,
     "patch_dropout": SHARE,
+    "dropout": SHARE,
+    "place_scale": (0, None),
 }
 
 

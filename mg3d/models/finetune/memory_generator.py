@@ -48,6 +48,8 @@ class GeneratorOptions:
             mean, and the decoder cannot tell which part of the chest, or which label, a token stands for.
         patch_dropout: share of the training images whose patch tokens are blanked, so that the report must follow the
             label priors; with few reports the patches are learned by heart. Published: 0.
+        place_scale: standard deviation of the place vectors at the start; 0 leaves them small (Xavier), and the decoder
+            is slow to find the token of a certain label.
     """
 
     words: int
@@ -63,6 +65,7 @@ class GeneratorOptions:
     text_memory: float = 1.0
     places: int = 0
     patch_dropout: float = 0.0
+    place_scale: float = 0.0
 
     def to_plain(self) -> dict[str, Any]:
         """Plain form for the metadata of weights."""
@@ -139,6 +142,8 @@ class MemoryGenerator(nn.Module):
         if self.options.places:
             for scaled in (self.image_map, self.token_map):
                 nn.init.normal_(scaled.weight, std=1 / PATCH_SCALE)
+        if self.token_places is not None and self.options.place_scale:
+            nn.init.normal_(self.token_places, std=self.options.place_scale)
 
     def forward(
         self, feat_BPF: Tensor, image_BF: Tensor, ids_BL: Tensor, *, encode_report: bool = True

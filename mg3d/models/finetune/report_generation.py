@@ -101,6 +101,8 @@ class ReportGenerationModule(FrozenFeaturesModule):
                 longest=task.max_tokens + 2,
                 text_memory=task.text_memory,
                 patch_dropout=task.patch_dropout,
+                dropout=task.dropout,
+                place_scale=task.place_scale,
                 places=0 if published else PATCHES,
             )
         )
