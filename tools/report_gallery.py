@@ -176,12 +176,13 @@ def _benchmark_volumes(config: dict[str, Any], metrics: dict[str, Any]) -> Volum
     place = ROOT / "downstream" / str(metrics.get("benchmark", ""))
     if not metrics.get("benchmark") or not (place / "data.py").is_file():
         return None
-    from mg3d.finetuning.config import resolve_finetune_config
+    from mg3d.finetuning.config import finetune_defaults, resolve_finetune_config
     from mg3d.finetuning.report_gallery import case_volumes
 
     sys.path.insert(0, str(place))
     benchmark = importlib.import_module("data").BENCHMARK
-    cfg = resolve_finetune_config(config, benchmark)
+    known = finetune_defaults(benchmark)  # a run of another version may have other keys
+    cfg = resolve_finetune_config({name: value for name, value in config.items() if name in known}, benchmark)
     return case_volumes(cfg, benchmark.resolve_task(cfg), benchmark.splits(cfg).test)
 
 

@@ -19,7 +19,7 @@ h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
 h3 { font-size: .85rem; margin: 0 0 .25rem; color: var(--quiet); font-weight: 600; }
 .quiet { color: var(--quiet); }
-p { margin: .2rem 0; max-width: 80ch; }
+p { margin: .2rem 0; max-width: 110ch; }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 .tools { position: sticky; top: 0; z-index: 3; display: flex; flex-wrap: wrap; gap: .5rem 1.4rem; align-items: center;
   margin: .8rem 0; padding: .55rem 0; background: var(--paper); border-bottom: 1px solid var(--line); }
