@@ -111,6 +111,22 @@ def test_the_best_weights_score_alike_and_label_new_reports(
     assert found.ids == ("x", "y") and found.labels[1, CT_RATE_LABELS.index("Cardiomegaly")] == 1
 
 
+def test_tables_without_any_finding_are_scored_and_empty_reports_state_none(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = read_labelled_reports(data / "labelled.csv").take(range(6))
+    nothing = LabelledReports(reports.ids, ("", " ", *reports.texts[2:]), 0 * reports.labels, reports.names)
+    write_labelled_reports(tmp_path / "none.csv", nothing)
+    words = ("--model", trained / "best", "--bootstrap-rounds", 5, "--data", tmp_path / "none.csv")
+    told = answer(capsys, main, "evaluate", *words, "--out", tmp_path / "out")
+    assert told["f1_macro"]["classifier"] == 0.0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["metrics"]["auroc"]["mean"] is None
+    assert any("no reference holds any finding" in note for note in metrics["notes"])
+    told = answer(capsys, main, "label", *words, "--out", tmp_path / "inferred.csv")
+    assert told["empty_reports"] == 2 and not read_labelled_reports(tmp_path / "inferred.csv").labels[:2].any()
+
+
 def test_clinical_scores_take_the_trained_classifier(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,9 +160,10 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     run = next((tmp_path / "cut").glob("*/version_0"))
     with (run / HISTORY).open("a", encoding="utf-8") as stream:
         stream.write('{"epoch": 1, "train')  # a line cut short
+    (run / ".state.ckpt.1.tmp").touch()  # and a file
     monkeypatch.chdir(tmp_path)
     found = answer(capsys, main, "resume", run)
-    assert found["run_dir"] == str(run) and found["epochs"] == 3 and not list(run.glob("state*"))
+    assert found["run_dir"] == str(run) and found["epochs"] == 3 and not list(run.glob("*state*"))
     for part in ("best", "last"):
         one, other = (load_file(Path(each["run_dir"]) / part / "model.safetensors") for each in (whole, found))
         assert all(torch.equal(one[name], other[name]) for name in one), part

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from mg3d.training.checkpoint_io import load_file, save_file
+from mg3d.training.checkpoint_io import load_file, remove_leftovers, save_file
 from mg3d.training.run_folder import write_text_atomically
 
 __all__ = ["HISTORY", "STATE", "Progress", "note", "restore", "store"]
@@ -73,6 +73,7 @@ def restore(folder: Path, network: nn.Module, optimizer: Optimizer, scheduler: A
     Raises:
         CheckpointError: the state is damaged.
     """
+    remove_leftovers(folder)
     if not (folder / STATE).exists():
         (folder / HISTORY).unlink(missing_ok=True)
         return None
