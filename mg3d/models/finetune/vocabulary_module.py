@@ -28,6 +28,7 @@ from mg3d.models.distributed import is_distributed
 from mg3d.models.finetune.case_module import FrozenFeaturesModule
 from mg3d.models.finetune.case_rows import gather_rows, rows_of_batch, rows_to_arrays
 from mg3d.models.finetune.figures import figures, monitored
+from mg3d.models.finetune.heads import use_running_statistics
 from mg3d.models.finetune.pairwise import pairwise_scores
 from mg3d.models.finetune.schedule import build_optimization, reference_factor
 from mg3d.models.finetune.text_weights import LANGUAGE, load_text_weights
@@ -331,7 +332,10 @@ def build_vocabulary_module(cfg: FinetuneConfig, task: VocabularyTask, total_ste
             standardise=task.standardise,
         )
         text = create_text_encoder(task.text_encoder, random_init=bool(task.text_weights))
-        network = VocabularyNetwork(build_encoder(cfg), text, options)
+        encoder = build_encoder(cfg)
+        if cfg.protocol == "clean":  # no volume changes the features of another
+            use_running_statistics(encoder, size)
+        network = VocabularyNetwork(encoder, text, options)
         network.set_trainable(task.trainable)
     except ValueError as error:
         if isinstance(error, MG3DError):

@@ -10,12 +10,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertModel
 
+from mg3d.finetuning.benchmark import VocabularyTask
+from mg3d.finetuning.config import resolve_finetune_config
 from mg3d.models.finetune.beam_search import SearchOptions
 from mg3d.models.finetune.image_tokens import EncoderTokens
 from mg3d.models.finetune.memory_generator import GeneratorOptions, MemoryGenerator
 from mg3d.models.finetune.pairwise import naive_scores, pairwise_scores
 from mg3d.models.finetune.report_features import MultiScaleFeatures
 from mg3d.models.finetune.vocabulary import VocabularyNetwork, VocabularyOptions
+from mg3d.models.finetune.vocabulary_module import build_vocabulary_module
+from mg3d.models.finetune.weights import load_encoder_weights
 from mg3d.models.language_encoders import BertTextEncoder, create_text_encoder
 from mg3d.models.vision_encoders import create_vision_encoder
 from mg3d.models.vision_encoders.base import VisionEncoder
@@ -110,6 +114,40 @@ def test_pairwise_scores_and_statistics_of_two_sets(text_folder: Path, volumes: 
     assert network.image_scale.mean.shape == (8, 96)
     found = pairwise_scores(network, texts, kept)
     torch.testing.assert_close(found, naive_scores(network, texts, kept), atol=1e-5, rtol=0)
+
+
+def test_every_part_of_a_swin_l_file_finds_its_place(text_folder: Path, tmp_path: Path) -> None:
+    """Encoder, projection and the four blocks that published Swin-L files are said to hold."""
+
+    class Holder(torch.nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.network = small_network(text_folder)
+            self.encoder = self.network.visual.encoder
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for each in self.network.visual.parameters():
+                    each.copy_(torch.rand(each.shape, generator=generator))
+
+    source, made = Holder(1), Holder(2)
+    stored = {name.removeprefix("encoder."): value for name, value in source.network.visual.state_dict().items()}
+    torch.save({f"vision_encoder.{name}": value for name, value in stored.items()}, tmp_path / "swin_l.pt")
+    report = load_encoder_weights(made, resolve_finetune_config({"weights": str(tmp_path / "swin_l.pt")}))
+    found = made.network.visual.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in source.network.visual.state_dict().items())
+    assert report.encoder_fraction == 1.0 and len(report.loaded) == len(stored) and not report.unexpected
+    assert sum(name.startswith(("encoder1.", "encoder2.", "encoder3.", "encoder4.")) for name in report.loaded) == 9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ["unet", "swin_l"])
+def test_kept_features_do_not_depend_on_the_batch(encoder: str, text_folder: Path, volumes: Tensor) -> None:
+    cfg = resolve_finetune_config({"encoder": encoder, "feature_size": 12, "cache": "memory"})
+    task = VocabularyTask(("A",), "binary", SIZE, text_encoder=str(text_folder), width=16, latent=8)
+    module = build_vocabulary_module(cfg, task, 1).eval()
+    together = module.network.project_image(module.network.image_features(volumes))
+    alone = module.network.project_image(module.network.image_features(volumes[1:2]))
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
 
 
 class Once(torch.nn.Module):
