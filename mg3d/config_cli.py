@@ -24,9 +24,11 @@ from mg3d.config_schema import MG3DConfig, config_defaults
 from mg3d.config_status import (
     DEAD_KEYS,
     LATER_KEYS,
+    NAMED_NOTICES,
     NO_EFFECT_KEYS,
     PLANNED_NAMED_CONFIGS,
     SYNONYMS,
+    VALUE_NOTICES,
 )
 from mg3d.config_types import suggest
 from mg3d.errors import ConfigError, MG3DError
@@ -75,6 +77,8 @@ class Vocabulary:
         later: keys of later rounds -> what brings them.
         no_effect: keys accepted without effect -> (the only value accepted, None for any; notice).
         synonyms: other spellings of keys.
+        named_notices: named configs that are not what their name says -> notice.
+        value_notices: (key, value) that is not what it says -> notice.
     """
 
     program: str
@@ -86,6 +90,8 @@ class Vocabulary:
     later: Mapping[str, str] = dataclasses.field(default_factory=dict)
     no_effect: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
     synonyms: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    named_notices: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    value_notices: Mapping[tuple[str, Any], str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +207,8 @@ PRETRAINING = Vocabulary(
     later=LATER_KEYS,
     no_effect=NO_EFFECT_KEYS,
     synonyms=SYNONYMS,
+    named_notices=NAMED_NOTICES,
+    value_notices=VALUE_NOTICES,
 )
 
 
@@ -256,7 +264,8 @@ def _read_updates(command: str | None, updates: Sequence[str], arguments: dict[s
         values = get_config_updates(accepted)[0]
     except (TypeError, KeyError, AttributeError) as error:
         raise ConfigError("a key is given both whole and in parts", "give the whole dictionary or its parts") from error
-    return Request(command, values, tuple(named), files, arguments, _notices(unused, known))
+    notices = _notices(unused, known) + _meanings(named, values, known)
+    return Request(command, values, tuple(named), files, arguments, notices)
 
 
 def _check_key(path: str, text: str, known: Vocabulary) -> None:
@@ -330,3 +339,11 @@ def _notices(unused: Sequence[tuple[str, Any]], known: Vocabulary) -> tuple[str,
         if notice:
             notices.append(f"notice: {name}={value}: {notice}")
     return tuple(notices)
+
+
+def _meanings(named: Sequence[str], values: Mapping[str, Any], known: Vocabulary) -> tuple[str, ...]:
+    """Notices on accepted words that mean something else here than in the published code."""
+    words = [f"notice: {name}: {known.named_notices[name]}" for name in named if name in known.named_notices]
+    plain = ((key, value) for key, value in values.items() if isinstance(value, int | str))
+    odd = [pair for pair in plain if pair in known.value_notices]
+    return (*words, *(f"notice: {key}={value}: {known.value_notices[key, value]}" for key, value in odd))

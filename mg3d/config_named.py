@@ -51,8 +51,66 @@ _TINY: dict[str, Any] = {
     "num_workers": 0,
     "precision": 32,
     "log_every_n_steps": 1,
+    "clm_max_text_len": 32,
+    "clm_num_beams": 2,
     "evaluate": False,
     "eval_bootstrap": 20,
+}
+
+
+_WRITING: dict[str, Any] = {
+    "seed": 0,
+    "loss_names": objectives(clm=1),
+    "vision_only": True,
+    "sent_level": False,
+    "train_transform_keys": ["clip"],
+    "val_transform_keys": ["clip"],
+    "image_size": 128,
+    "patch_size": 32,
+    "batch_size": 16,
+    "per_gpu_batchsize": 4,
+    "learning_rate": 5e-6,
+    "lr_multiplier_head": 50,
+    "lr_multiplier_multi_modal": 5,
+    "warmup_steps": 0.1,
+    "max_epoch": 50,
+    "max_steps": None,
+    "evaluate": True,
+}
+
+
+def _writing(corpus: str, name: str) -> dict[str, Any]:
+    """Published settings of report writing (spec pretraining 12) for one corpus."""
+    return _WRITING | {"exp_name": f"task_finetune_clm_{name}_vision_only", "datasets": [corpus]}
+
+
+_PHANTOMS: dict[str, Any] = _TINY | {
+    "data_root": "data/phantom_arrows",
+    "tokenizer": "data/phantom/text_encoder",
+    "vision_encoder_size": "published",
+    "vision_encoder_options": {"embed_dim": 12, "window_size": 4},
+    "patch_merging": "fixed",
+    "image_size": [32, 32, 64],
+    "hidden_size": 96,
+    "max_text_len": 160,
+    "train_transform_keys": ["volume_resizedcrop"],
+    "batch_size": 16,
+    "per_gpu_batchsize": 16,
+    "decay_power": "cosine",
+    "optim_type": "adamw",
+    "weight_decay": 0.05,
+    "grad_clip": 5.0,
+    "evaluate": True,
+    "eval_bootstrap": 400,
+}
+
+
+_SIZE_224: dict[str, Any] = {
+    "image_size": 224,
+    "patch_size": 32,
+    "train_transform_keys": ["clip"],
+    "val_transform_keys": ["clip"],
+    "input_image_embed_size": 768,
 }
 
 
@@ -68,6 +126,14 @@ NAMED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "published pre-training on both corpora, CT-RATE and CTRG-Chest",
         _PUBLISHED_PRETRAINING | {"datasets": ["clm_ct_rate", "clm_chest_ctrg"]},
     ),
+    "task_finetune_clm_ctrg_chest_vision_only": (
+        "published report writing on CTRG-Chest",
+        _writing("clm_chest_ctrg", "ctrg_chest"),
+    ),
+    "task_finetune_clm_ct_rate_vision_only": (
+        "the same on CT-RATE",
+        _writing("clm_ct_rate", "ct_rate"),
+    ),
     "vit3d16": (
         "published image settings of size 160",
         {
@@ -80,13 +146,15 @@ NAMED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vit3d32": (
         "published image settings of size 224, taken as the published volume geometry",
-        {
-            "image_size": 224,
-            "patch_size": 32,
-            "train_transform_keys": ["clip"],
-            "val_transform_keys": ["clip"],
-            "input_image_embed_size": 768,
-        },
+        _SIZE_224,
+    ),
+    "clip32": (
+        "published 2-D image settings of size 224, taken as the published volume geometry",
+        _SIZE_224,
+    ),
+    "clip_resizedcrop": (
+        "one random crop of the whole volume in training",
+        {"train_transform_keys": ["volume_resizedcrop"], "val_transform_keys": ["clip"]},
     ),
     "text_radbert": (
         "RadBERT text encoder",
@@ -108,36 +176,39 @@ NAMED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "nnunet_resenc": ("residual nnU-Net image encoder (ResEnc M)", _encoder("nnunet_resenc", 320)),
     "demo": (
         "small run on phantom studies, minutes on two cores, with evaluation",
-        _TINY
+        _PHANTOMS
         | {
             "exp_name": "demo",
-            "data_root": "data/phantom_arrows",
-            "tokenizer": "data/phantom/text_encoder",
-            "vision_encoder_size": "published",
-            "vision_encoder_options": {"embed_dim": 12, "window_size": 4},
-            "patch_merging": "fixed",
-            "image_size": [32, 32, 64],
-            "hidden_size": 96,
             "itc_embed_dim": 96,
             "mim_window": 8,
-            "max_text_len": 160,
-            "train_transform_keys": ["volume_resizedcrop"],
             "loss_names": objectives(sen_mlm=1, swin_unetr_mim=1, local_itc=0.1, itc=1),
-            "batch_size": 16,
-            "per_gpu_batchsize": 16,
             "max_steps": 240,
             "warmup_steps": 20,
-            "decay_power": "cosine",
-            "optim_type": "adamw",
-            "weight_decay": 0.05,
             # The image encoder learns slower than the heads: its untrained features already tell much, see the README.
             "learning_rate": 5e-4,
             "lr_multiplier_head": 6,
             "lr_multiplier_multi_modal": 6,
-            "grad_clip": 5.0,
-            "evaluate": True,
-            "eval_bootstrap": 400,
             "eval_findings": list(SCORED_FINDINGS),
+        },
+    ),
+    "demo_reports": (
+        "small report-writing run on phantom studies, minutes on two cores",
+        _writing("clm_ct_rate", "ct_rate")
+        | _PHANTOMS
+        | {
+            "exp_name": "demo_reports",
+            "train_transform_keys": ["clip"],
+            "freeze_image_encoder": True,
+            "cache_image_tokens": True,
+            "max_steps": 600,
+            "warmup_steps": 40,
+            "learning_rate": 3e-4,
+            "lr_multiplier_head": 5,
+            "lr_multiplier_multi_modal": 5,
+            "val_check_interval": 1.0,
+            "clm_max_text_len": 160,
+            "clm_num_beams": 3,
+            "clm_findings": "phantom",
         },
     ),
     "tiny": (

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_config"]
 
-_TEXT_LOSSES = ("sen_mlm", "local_itc", "itc", "itm")
+_TEXT_LOSSES = ("sen_mlm", "local_itc", "itc", "itm", "clm")
 
 
 def check_config(config: MG3DConfig) -> None:
@@ -44,12 +44,46 @@ def _check_losses(config: MG3DConfig) -> None:
         raise ConfigError(
             f"image_only=True leaves no text for {', '.join(textual)}", f"write loss_names.{textual[0]}=0"
         )
+    _check_report_writing(config)
     if config.ssm_negative_threshold > config.ssm_positive_threshold:
         raise ConfigError(
             f"ssm_negative_threshold={config.ssm_negative_threshold:g} exceeds "
             f"ssm_positive_threshold={config.ssm_positive_threshold:g}",
             "keep the negative threshold at or below the positive one (published: 0.6 and 0.9)",
         )
+
+
+def _check_report_writing(config: MG3DConfig) -> None:
+    clm, others = config.loss_names["clm"] > 0, [name for name in config.active_losses if name != "clm"]
+    if clm and others:
+        raise ConfigError(
+            f"loss_names.clm trains alone, but {', '.join(others)} is on", f"write loss_names.{others[0]}=0"
+        )
+    if clm and not config.vision_only:
+        raise ConfigError(
+            "loss_names.clm without vision_only=True would let the decoder read the report that it is to write",
+            "write vision_only=True",
+        )
+    if not clm:
+        for key in ("vision_only", "freeze_image_encoder", "cache_image_tokens"):
+            if getattr(config, key):
+                raise ConfigError(f"{key}=True belongs to loss_names.clm, which is 0", f"write {key}=False")
+        return
+    if config.cache_image_tokens and not config.freeze_image_encoder:
+        raise ConfigError("cache_image_tokens=True needs an encoder that does not learn", "freeze_image_encoder=True")
+    if config.cache_image_tokens and config.train_transform_keys != ("clip",):
+        raise ConfigError(
+            f"cache_image_tokens=True would repeat the first epoch's {config.train_transform_keys[0]}",
+            "write train_transform_keys=[clip]",
+        )
+    for key, needed, why in (
+        ("sent_level", False, "would draw one sentence of each fragment and leave the others out"),
+        ("fragment_separator", "blank", "would glue words of neighbouring fragments together"),
+    ):
+        if getattr(config, key) != needed:
+            raise ConfigError(
+                f"{key}={getattr(config, key)} {why}: loss_names.clm needs whole reports", f"write {key}={needed}"
+            )
 
 
 def _check_geometry(config: MG3DConfig) -> None:

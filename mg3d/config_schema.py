@@ -21,12 +21,12 @@ from mg3d.errors import ConfigError
 
 __all__ = ["DATASETS", "LATER_LOSSES", "LOSSES", "MG3DConfig", "config_defaults", "key_table", "resolve_config"]
 
-LOSSES = ("sen_mlm", "swin_unetr_mim", "local_itc", "itc", "itm")
-LATER_LOSSES = ("mlm", "mim", "umlm", "umim", "vqa", "cls", "mlc", "irtr", "clm")
+LOSSES = ("sen_mlm", "swin_unetr_mim", "local_itc", "itc", "itm", "clm")
+LATER_LOSSES = ("mlm", "mim", "umlm", "umim", "vqa", "cls", "mlc", "irtr")
 DATASETS = ("clm_chest_ctrg", "clm_ct_rate", "clm_own", "clm_own_*")
 VISION_ENCODERS = ("swin_b", "swin_l", "unet", "unet_pcrlv2", "nnunet", "nnunet_resenc")
 PRECISIONS = (16, 32, "bf16")
-PUBLISHED_WEIGHTS = {"sen_mlm": 1.0, "swin_unetr_mim": 1.0, "local_itc": 0.1, "itc": 0.0, "itm": 0.0}
+PUBLISHED_WEIGHTS = {"sen_mlm": 1.0, "swin_unetr_mim": 1.0, "local_itc": 0.1, "itc": 0.0, "itm": 0.0, "clm": 0.0}
 _TINY_SWIN = {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}
 TINY_ENCODERS: dict[str, dict[str, Any]] = {
     "swin_b": _TINY_SWIN,
@@ -165,6 +165,31 @@ class MG3DConfig:
     memory_queue: str = setting("none", "negatives kept from earlier steps", choices=["none", "moco", "xbm"])
     memory_queue_size: int = setting(32, "entries of the queue", low=1)
 
+    # Writing reports (loss_names.clm)
+    vision_only: bool = setting(False, "write reports from the image alone; what loss_names.clm needs")
+    freeze_image_encoder: bool = setting(False, "keep the image encoder's weights while reports are learned")
+    cache_image_tokens: bool = setting(
+        False, "keep the tokens of a frozen image encoder in memory: each volume is encoded once a process"
+    )
+    clm_max_text_len: int = setting(256, "tokens of a written report, start and end included", low=4, high=512)
+    clm_num_beams: int = setting(5, "beams of the search that writes reports; 1: greedy", low=1, high=64)
+    clm_do_sample: bool = setting(True, "also write a report word by word at random, scored apart as sampled/...")
+    clm_empty_report: str = setting(
+        "keep",
+        "an empty written report scores 0; sentence_reference puts the published sentence there",
+        choices=["keep", "sentence_reference"],
+    )
+    clm_findings: str = setting(
+        "keywords",
+        "reader of findings in written reports: of CT-RATE's 18 by keywords, of phantoms, or none",
+        choices=["keywords", "phantom", "none"],
+    )
+    clm_meteor: str = setting(
+        "auto",
+        "METEOR of written reports: the Java program, NLTK's, the first that works (auto), or none",
+        choices=["auto", "java", "nltk", "none"],
+    )
+
     # Optimisation
     optim_type: str = setting("adam", "optimizer", choices=["adam", "adamw", "sgd"])
     learning_rate: float = setting(2e-5, "base rate", low=0)
@@ -192,7 +217,9 @@ class MG3DConfig:
     save_top_k: int = setting(2, "best checkpoints kept", low=0)
 
     # Evaluation after training
-    evaluate: bool = setting(False, "run probe, retrieval and zero-shot evaluation after training")
+    evaluate: bool = setting(
+        False, "after training run probe, retrieval and zero-shot evaluation; with clm, write and score reports"
+    )
     eval_split: str = setting("test", "split that is evaluated", choices=["train", "val", "test"])
     eval_bootstrap: int = setting(1000, "bootstrap draws of each interval", low=1, high=100000)
     eval_findings: tuple[str, ...] = setting(

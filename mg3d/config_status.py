@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["DEAD_KEYS", "LATER_KEYS", "NO_EFFECT_KEYS", "PLANNED_NAMED_CONFIGS", "SYNONYMS", "TRANSFORM_HINTS"]
+__all__ = [
+    "DEAD_KEYS",
+    "LATER_KEYS",
+    "NAMED_NOTICES",
+    "NO_EFFECT_KEYS",
+    "PLANNED_NAMED_CONFIGS",
+    "SYNONYMS",
+    "TRANSFORM_HINTS",
+    "VALUE_NOTICES",
+]
 
 DEAD_KEYS: dict[str, str] = {
     "patch_size_squeeze": "leave it out; the encoder's total stride is patch_size",
@@ -20,7 +29,6 @@ DEAD_KEYS: dict[str, str] = {
 """Keys without any effect in the published code -> what to do instead."""
 
 _TASKS = "the inherited 2-D and text tasks"
-_GENERATION = "report generation"
 LATER_KEYS: dict[str, str] = {
     "draw_false_text": _TASKS,
     "vqa_label_size": _TASKS,
@@ -32,11 +40,7 @@ LATER_KEYS: dict[str, str] = {
     "pseudo_langauge_token_pool_size": _TASKS,
     "num_pseudo_vision_tokens": _TASKS,
     "num_pseudo_langauge_tokens": _TASKS,
-    "vision_only": _GENERATION,
-    "language_only": _GENERATION,
-    "clm_max_text_len": _GENERATION,
-    "clm_do_sample": _GENERATION,
-    "clm_num_beams": _GENERATION,
+    "language_only": _TASKS + " (a CT report is written from its volume: there is no other text)",
 }
 """Keys of tasks that are planned for a later round -> the task."""
 
@@ -50,6 +54,17 @@ NO_EFFECT_KEYS: dict[str, tuple[Any, str]] = {
     "num_pseudo_langauge_tokens": (0, ""),
 }
 """Keys accepted without effect -> (the only value accepted, None for any; the notice, empty for none)."""
+
+VALUE_NOTICES: dict[tuple[str, Any], str] = {
+    ("image_size", 224): "a 2-D setting; volumes keep the published geometry 128 x 96 x 128",
+}
+"""Published values that stand for something else in three dimensions -> the notice."""
+
+NAMED_NOTICES: dict[str, str] = {
+    "clip32": "a 2-D image setting; the 3-D encoder is kept and volumes have the published geometry 128 x 96 x 128",
+    "clip_resizedcrop": "crops one box of the whole volume (volume_resizedcrop), not every slice on its own",
+}
+"""Published named configs that do something else in three dimensions -> the notice."""
 
 SYNONYMS: dict[str, str] = {
     "lr": "learning_rate",
@@ -100,10 +115,7 @@ _TASK_NAMES = (
 )
 PLANNED_NAMED_CONFIGS: dict[str, str] = {
     **{f"task_finetune_{name}": "it comes with " + _TASKS for name in _TASK_NAMES},
-    "task_finetune_clm_ctrg_chest_vision_only": "it comes with " + _GENERATION,
-    "clip32": "a 2-D image setting that comes with " + _GENERATION,
     "clip16": "a 2-D image setting that comes with " + _TASKS,
-    "clip_resizedcrop": "a 2-D image setting that comes with " + _GENERATION,
     "clip_randaug": "a 2-D image setting that comes with " + _TASKS,
     "imagenet_randaug": "a 2-D image setting that comes with " + _TASKS,
     "swin32_base224": "a 2-D encoder that comes with " + _TASKS,

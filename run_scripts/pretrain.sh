@@ -5,16 +5,16 @@
 set -euo pipefail
 # shellcheck source=run_scripts/setup_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup_common.sh"
-
-words=("$@")
-[[ $# -gt 0 ]] || words=(demo)
-names=" ${words[*]%%=*} "
-[[ "$names" == *" task_"* || "$names" == *".json "* ]] || words=(task_pretrain_mg3d "${words[@]}")
-# pretrain_multi_gpus.sh sources this file and sets two arrays: what starts the processes, and its own words.
+# Sourced by pretrain_multi_gpus.sh, which sets what starts the processes and its own words, and by finetune.sh.
 [[ -v launcher[@] ]] || launcher=(python) extra=()
+[[ -v default[@] ]] || default=(demo) task=task_pretrain_mg3d
+words=("$@")
+[[ $# -gt 0 ]] || words=("${default[@]}")
+names=" ${words[*]%%=*} "
+[[ "$names" == *" task_"* || "$names" == *".json "* ]] || words=("$task" "${words[@]}")
 words+=("${extra[@]}")
 python main.py check with "${words[@]}" # a bad word is refused once, before anything starts
-if [[ "$names" == *" demo "* ]]; then
+if [[ "$names" =~ " demo "|" demo_reports " ]]; then
   studies=data/phantom arrows=data/phantom_arrows
   [[ -f "$studies/manifest.json" ]] || python -m mg3d.phantoms --out "$studies"
   [[ -f "$arrows/clm_ct_rate_test.arrow" ]] ||

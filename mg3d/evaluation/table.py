@@ -8,7 +8,7 @@ from typing import Any
 NOT_TRAINED = "not computed: the run trained no shared image-text space (switch the objective itc on)"
 
 
-def _cell(entry: Mapping[str, Any] | None) -> str:
+def score_cell(entry: Mapping[str, Any] | None) -> str:
     """``0.712 [0.650, 0.771]``, or a dash for an undefined value."""
     if not entry or entry.get("mean") is None:
         return "-"
@@ -16,7 +16,7 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
     return f"{entry['mean']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
-def _grid(header: list[str], rows: list[list[str]]) -> list[str]:
+def grid(header: list[str], rows: list[list[str]]) -> list[str]:
     """Left-aligned columns separated by two blanks."""
     widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
@@ -28,9 +28,9 @@ def _finding_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     columns = ("linear_probe_auroc_trained", "linear_probe_auroc_random", "zero_shot_auroc")
     entries = [metrics.get(column) or {} for column in columns]
     names = list(entries[0].get("per_class", {}))
-    rows = [[name, *(_cell(entry.get("per_class", {}).get(name)) for entry in entries)] for name in names]
+    rows = [[name, *(score_cell(entry.get("per_class", {}).get(name)) for entry in entries)] for name in names]
     rows = [row for row in rows if set(row[1:]) != {"-"}]  # a finding nobody has, or everybody, has no score
-    return [*rows, ["mean", *(_cell(entry) for entry in entries)]]
+    return [*rows, ["mean", *(score_cell(entry) for entry in entries)]]
 
 
 def _retrieval_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -41,14 +41,14 @@ def _retrieval_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
         entry, control = metrics[name], metrics["permuted_images"][name]
         ratio = f"{entry['times_chance']:.1f}x"
         label = f"{direction.replace('_', ' ')} R@{k}"
-        rows.append([label, _cell(entry), f"{entry['chance']:.4f}", ratio, _cell(control)])
+        rows.append([label, score_cell(entry), f"{entry['chance']:.4f}", ratio, score_cell(control)])
     return rows
 
 
 def render_retrieval(metrics: Mapping[str, Any]) -> list[str]:
     """Lines of recall beside chance from the entries of ``retrieval_entries`` and ``permuted_images``; [] for none."""
     rows = _retrieval_rows(metrics)
-    return _grid(["retrieval", "recall", "chance", "ratio", "volumes shuffled"], rows) if rows else []
+    return grid(["retrieval", "recall", "chance", "ratio", "volumes shuffled"], rows) if rows else []
 
 
 def render_table(metrics: Mapping[str, Any]) -> str:
@@ -62,11 +62,11 @@ def render_table(metrics: Mapping[str, Any]) -> str:
     """
     probe = metrics["linear_probe_auroc_trained"]
     lines = [f"Held-out pool: {probe['n']} volumes. Brackets hold 95 % bootstrap intervals over patients.", ""]
-    lines += _grid(
+    lines += grid(
         ["AUROC per finding", "probe, pre-trained", "probe, random encoder", "zero-shot"], _finding_rows(metrics)
     )
-    lines += ["", f"probe gain over the random encoder: {_cell(metrics['linear_probe_gain'])}", ""]
+    lines += ["", f"probe gain over the random encoder: {score_cell(metrics['linear_probe_gain'])}", ""]
     lines += render_retrieval(metrics) or [f"retrieval and zero-shot: {NOT_TRAINED}"]
     ranks = [key for key in metrics if key.startswith("effective_rank") and metrics[key]]
-    lines += ["", *(f"{key.replace('_', ' ')}: {_cell(metrics[key])}" for key in ranks)]
+    lines += ["", *(f"{key.replace('_', ' ')}: {score_cell(metrics[key])}" for key in ranks)]
     return "\n".join(lines)

@@ -46,7 +46,12 @@ def network_options(cfg: MG3DConfig, vocab_size: int) -> NetworkOptions:
     return NetworkOptions(objectives=cfg.active_losses, vocab_size=cfg.vocab_size or vocab_size, **chosen)
 
 
-def _build_encoders(cfg: MG3DConfig) -> tuple[VisionEncoder, BertTextEncoder]:
+def build_encoders(cfg: MG3DConfig) -> tuple[VisionEncoder, BertTextEncoder]:
+    """Image and text encoder of a config.
+
+    Raises:
+        ConfigError: a width or the vocabulary that the config states is not the encoder's.
+    """
     vision = create_vision_encoder(
         cfg.vision_encoder,
         patch_merging=cfg.patch_merging,
@@ -91,7 +96,7 @@ class MG3DModule(MG3DNetwork, pl.LightningModule):
         self, cfg: MG3DConfig, num_training_steps: int | None = None, geometry: Mapping[str, Any] | None = None
     ) -> None:
         try:
-            vision, language = _build_encoders(cfg)
+            vision, language = build_encoders(cfg)
             super().__init__(vision, language, network_options(cfg, language.vocab_size))
         except ValueError as error:
             if isinstance(error, MG3DError):

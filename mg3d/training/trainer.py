@@ -88,7 +88,9 @@ def build_callbacks(cfg: MG3DConfig, run_dir: Path, total_steps: int) -> list[Ca
         save_weights_only=is_finetune(cfg),
         save_on_train_epoch_end=False,
     )
-    last = LastCheckpoint(folder, monitor, cfg.checkpoint_every_n_steps, weights_only=is_finetune(cfg))
+    # a report-writing run can be resumed although its published name says fine-tuning: the newest checkpoint is whole
+    weights_only = is_finetune(cfg) and "clm" not in cfg.active_losses
+    last = LastCheckpoint(folder, monitor, cfg.checkpoint_every_n_steps, weights_only=weights_only)
     return [*callbacks, LearningRateMonitor(logging_interval="step"), best, last]
 
 
@@ -144,12 +146,22 @@ def _write_head(cfg: MG3DConfig, run_dir: Path, resume: Path | None, hardware: H
     write_json(run_dir / "environment.json", {**described, "resumed_from": str(resume) if resume else None})
 
 
-def _load_initial_weights(cfg: MG3DConfig, module: pl.LightningModule, run_dir: Path, write: bool) -> None:
+def default_initialise(cfg: MG3DConfig, module: pl.LightningModule) -> dict[str, Any]:
+    """Weights of ``load_path``, if any; returns the coverage report."""
     from mg3d.models.checkpoint import load_weights
 
-    report = load_weights(module, cfg.load_path, allow_partial=cfg.load_partial)
-    if write:
-        write_json(run_dir / "weights_report.json", report.as_dict())
+    return load_weights(module, cfg.load_path, allow_partial=cfg.load_partial).as_dict() if cfg.load_path else {}
+
+
+def default_finish(
+    cfg: MG3DConfig, trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, run_dir: Path
+) -> dict[str, Any]:
+    """Evaluation of the pre-trained model, on rank 0, with ``evaluate``."""
+    if not (cfg.evaluate and trainer.is_global_zero):
+        return {}
+    from mg3d.evaluation import evaluate_run
+
+    return evaluate_run(module, data, cfg, run_dir)
 
 
 def default_datamodule(cfg: MG3DConfig) -> pl.LightningDataModule:
@@ -162,24 +174,47 @@ def default_datamodule(cfg: MG3DConfig) -> pl.LightningDataModule:
 
 def default_module(cfg: MG3DConfig, num_training_steps: int) -> pl.LightningModule:
     """Model of the pre-training task."""
-    from mg3d.datasets.stored_geometry import stored_geometry
     from mg3d.models.mg3d_module import MG3DModule
+
+    return MG3DModule(cfg, num_training_steps=num_training_steps, geometry=description_of_data(cfg))
+
+
+def description_of_data(cfg: MG3DConfig) -> dict[str, Any]:
+    """How volumes and reports were prepared, and by which code: stored with the weights."""
+    from mg3d.datasets.stored_geometry import stored_geometry
 
     reports = {"seed": cfg.seed, "sent_level": cfg.sent_level, "fragment_separator": cfg.fragment_separator}
     made = {"datasets": list(cfg.datasets), "reports": reports, "source_commit": provenance.code_state()["commit"]}
-    geometry = stored_geometry(cfg.data_root, cfg.datasets)
-    return MG3DModule(cfg, num_training_steps=num_training_steps, geometry={**geometry, **made})
+    return {**stored_geometry(cfg.data_root, cfg.datasets), **made}
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a run trains: the two factories, so that other tasks share everything else.
+    """What a run trains: what differs between tasks, so that they share everything else.
 
     The data module also has ``batches_per_epoch(world_size)``: batches of one process in a training epoch.
+
+    Attributes:
+        datamodule: makes the data.
+        module: makes the model of a run of that many optimizer steps.
+        initialise: gives a new model its first weights; what it returns goes into ``weights_report.json``.
+        finish: called on every process after the last step; rank 0 returns entries for ``metrics.json``.
     """
 
     datamodule: Callable[[MG3DConfig], Any] = default_datamodule
     module: Callable[[MG3DConfig, int], pl.LightningModule] = default_module
+    initialise: Callable[[MG3DConfig, Any], dict[str, Any]] = default_initialise
+    finish: Callable[[MG3DConfig, pl.Trainer, Any, Any, Path], dict[str, Any]] = default_finish
+
+
+def task_of(cfg: MG3DConfig) -> Task:
+    """The task that the active objectives name: writing reports with ``clm``, else pre-training."""
+    if "clm" not in cfg.active_losses:
+        return Task()
+    from mg3d.training import report_task
+
+    parts = (report_task.datamodule, report_task.module, report_task.initialise, report_task.finish)
+    return Task(*parts)
 
 
 def run(cfg: MG3DConfig, task: Task | None = None) -> dict[str, Any]:
@@ -191,7 +226,7 @@ def run(cfg: MG3DConfig, task: Task | None = None) -> dict[str, Any]:
 
     Args:
         cfg: the checked config.
-        task: factories of data and model; pre-training when None.
+        task: data, model and what follows training; that of the active objectives when None.
 
     Returns:
         ``{"run_dir": ..., "steps": ..., "metrics": {name: {"mean": ...}}}``.
@@ -208,7 +243,7 @@ def run(cfg: MG3DConfig, task: Task | None = None) -> dict[str, Any]:
             if layout.rank == 0:
                 log.info("run folder %s", run_dir)
                 _write_head(cfg, run_dir, resume, hardware)
-            chosen = task or Task()
+            chosen = task or task_of(cfg)
             return tracked(layout.rank, run_dir, lambda: _execute(cfg, chosen, hardware, layout, run_dir, resume))
 
 
@@ -220,8 +255,9 @@ def _execute(
     steps = 1 if cfg.test_only else training_steps(cfg, datamodule.batches_per_epoch, hardware.world_size)
     pl.seed_everything(cfg.seed, verbose=False)
     module = task.module(cfg, steps)
-    if cfg.load_path:
-        _load_initial_weights(cfg, module, run_dir, write=layout.rank == 0)
+    report = task.initialise(cfg, module)
+    if report and layout.rank == 0:
+        write_json(run_dir / "weights_report.json", report)
     trainer = build_trainer(cfg, hardware, layout, run_dir, build_callbacks(cfg, run_dir, steps))
     if layout.rank:  # the same weights everywhere, other dropout on every rank
         pl.seed_everything((cfg.seed + layout.rank * RANK_SEED_STRIDE) % 2**32, verbose=False)
@@ -233,11 +269,8 @@ def _execute(
     if not cfg.test_only and must_validate(trainer):
         trainer.validate(module, datamodule=datamodule, verbose=False)
         metrics |= logged_metrics(trainer)
+    metrics |= task.finish(cfg, trainer, module, datamodule, run_dir)
     if trainer.is_global_zero:
-        if cfg.evaluate:
-            from mg3d.evaluation import evaluate_run
-
-            metrics |= evaluate_run(module, datamodule, cfg, run_dir)
         write_json(run_dir / "metrics.json", metrics)
     return {"run_dir": str(run_dir), "steps": steps_done, "metrics": metrics}
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = ("setup_common.sh", "pretrain.sh", "pretrain_multi_gpus.sh", "test.sh")
+SCRIPTS = ("setup_common.sh", "pretrain.sh", "pretrain_multi_gpus.sh", "finetune.sh", "test.sh")
+CORPORA = ("ct_rate", "chest_ctrg")
 PYTHON_STUB = """#!/usr/bin/env bash
 case "$*" in
   *sys.prefix*) echo "$STUB_HOME" ;;
@@ -25,7 +26,7 @@ class Stage:
     """A copy of the scripts in a folder with a blank in its name, and the commands they call, recorded."""
 
     def __init__(self, folder: Path, repository: Path) -> None:
-        self.root, self.home = folder / "check out", folder / "home"
+        self.root, self.home, self.said = folder / "check out", folder / "home", ""
         (self.root / "run_scripts").mkdir(parents=True)
         (self.home / "bin").mkdir(parents=True)
         for name in SCRIPTS:
@@ -50,6 +51,7 @@ class Stage:
             env=base | environ, cwd=self.home, capture_output=True, encoding="utf-8", timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
+        self.said = done.stderr
         calls = self.home / "calls"
         return calls.read_text().splitlines() if calls.exists() else []
 
@@ -125,6 +127,37 @@ def test_no_word_makes_packs_and_trains_on_phantoms(stage: Stage) -> None:
     again = stage.run("pretrain.sh")
     assert [call.split("><")[2] for call in again[:-1]] == ["check", "ctrg"]
     assert "<with><task_pretrain_mg3d><demo>" in again[-1]
+
+
+def test_fine_tuning_without_words_says_what_it_starts_from(stage: Stage) -> None:
+    packed = stage.root / "data"
+    for place in ("phantom/manifest.json", *(f"phantom_arrows/clm_{name}_test.arrow" for name in CORPORA)):
+        (packed / place).parent.mkdir(parents=True, exist_ok=True)
+        (packed / place).touch()
+    first = stage.run("finetune.sh")
+    assert len(first) == 2 and "no weights of pretrain.sh" in stage.said
+    assert "<with><task_finetune_clm_ct_rate_vision_only><demo_reports>" in first[-1] and "load_path" not in first[-1]
+    for version, age in (("version_0", 100), ("version_1", 0), ("version_2", 50)):
+        left = stage.root / "result" / "demo-seed0-from_" / version / "checkpoints" / "last.ckpt"
+        left.parent.mkdir(parents=True)
+        left.touch()
+        os.utime(left, (1_700_000_000 - age,) * 2)
+    again = stage.run("finetune.sh")[-1]
+    assert "<load_path=result/demo-seed0-from_/version_1/checkpoints/last.ckpt>" in again
+    assert "version_1" in stage.said and "no weights" not in stage.said
+
+
+def test_fine_tuning_makes_the_phantoms_of_pretraining(stage: Stage) -> None:
+    made = {script: stage.run(script)[1:-1] for script in ("pretrain.sh", "finetune.sh")}
+    assert len(made["finetune.sh"]) == 3 and made["finetune.sh"] == made["pretrain.sh"]
+
+
+def test_fine_tuning_passes_its_words(stage: Stage) -> None:
+    call = stage.run("finetune.sh", "clip32", "load_path=a b")[-1]
+    assert call.startswith("<python><main.py><with><task_finetune_clm_ctrg_chest_vision_only><clip32><load_path=a b>")
+    given = stage.run("finetune.sh", "seed=0", "task_finetune_clm_ct_rate_vision_only", "demo_reports")
+    assert "<with><seed=0><task_finetune_clm_ct_rate_vision_only><demo_reports>" in given[-1]
+    assert stage.said == "" and len(stage.run("finetune.sh", "nonsense=1", code=2, STUB_FAIL_ON="nonsense")) == 1
 
 
 def test_a_refused_word_starts_nothing(stage: Stage) -> None:
