@@ -170,7 +170,7 @@ class VocabularyNetwork(nn.Module):
             self.tokens = self.visual.count(options.size_dhw)
         given, text, width = self.visual.width, language_encoder.embed_dim, options.width
         if not options.project and {given, text} != {width}:
-            raise ValueError(f"without projections image tokens ({given}) and texts ({text}) must be {width} wide")
+            raise ValueError(f"project=False: image tokens ({given}) and texts ({text}) must be {width} wide")
         self.image_scale, self.text_scale = Standardised(self.tokens, given), Standardised(text, floor=TEXT_FLOOR)
         self.multi_modal_vision_proj = nn.Linear(given, width)
         self.multi_modal_language_proj = nn.Linear(text, width)
