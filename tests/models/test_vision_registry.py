@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -81,6 +82,24 @@ def test_the_config_knows_every_encoder_and_a_tiny_form_of_it() -> None:
     assert set(config_schema.VISION_ENCODERS) == set(config_schema.TINY_ENCODERS) == set(VISION_ENCODERS)
     for name, options in config_schema.TINY_ENCODERS.items():
         assert create_vision_encoder(name, **options).parameter_count() < 1_000_000
+
+
+@pytest.mark.parametrize("name", ["swin_b", "unet", "nnunet"])
+def test_compiled_features_are_the_same_and_train(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = small(name)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    # the graphs that would be compiled, run as they are: no C++ compiler, seconds instead of minutes
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    compiled = create_vision_encoder(name, patch_merging="fixed", compile_features=True, **SMALL[name]).eval()
+    compiled.load_state_dict(plain.state_dict(), strict=True)
+    volume = torch.rand(2, 1, 64, 32, 32)
+    plain.tokens(volume).square().sum().backward()
+    compiled.tokens(volume).square().sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "nothing went through the compiler"
+    torch.testing.assert_close(compiled.tokens(volume), plain.tokens(volume))
+    for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
 
 
 def test_unknown_name_lists_all_and_the_nearest() -> None:

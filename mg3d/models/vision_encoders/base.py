@@ -54,6 +54,14 @@ class VisionEncoder(nn.Module, ABC):
         """Encode volumes to one vector each, ``[B, E]``: the mean of their tokens."""
         return self.tokens(vol_B1DHW).mean(dim=1)
 
+    def compile_features(self) -> None:
+        """Compute features through ``torch.compile`` from now on, at the first call of every new size.
+
+        Parameters keep their names. What runs outside the graph stays as it is: Swin's window attention, and on a CPU
+        the whole of its blocks.
+        """
+        self.forward_features = torch.compile(self.forward_features)  # type: ignore[method-assign]
+
     def parameter_count(self) -> int:
         """Number of trainable and frozen weights."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -34,6 +34,7 @@ def can_fuse_attention(norm: nn.LayerNorm, attention: GridWindowAttention, x: Te
     return in_full_precision(norm, x) and attention.qkv.bias is not None
 
 
+@torch.compiler.disable  # threads and compiled loops of its own
 def attention_half(
     norm: nn.LayerNorm,
     attention: GridWindowAttention,

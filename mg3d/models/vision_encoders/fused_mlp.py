@@ -34,6 +34,7 @@ def can_fuse_mlp(norm: nn.LayerNorm, mlp: nn.Module, x: Tensor) -> bool:
     return plain and not dropping
 
 
+@torch.compiler.disable  # threads and compiled loops of its own
 def mlp_half(norm: nn.LayerNorm, mlp: nn.Module, x: Tensor) -> Tensor:
     """``x + linear2(gelu(linear1(norm(x))))``.
 

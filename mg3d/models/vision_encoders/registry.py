@@ -35,7 +35,12 @@ class UnknownEncoderError(ConfigError, ValueError):
 
 
 def create_vision_encoder(
-    name: str, *, patch_merging: str = "legacy", gradient_checkpointing: bool = False, **options: Any
+    name: str,
+    *,
+    patch_merging: str = "legacy",
+    gradient_checkpointing: bool = False,
+    compile_features: bool = False,
+    **options: Any,
 ) -> VisionEncoder:
     """Build an image encoder by name.
 
@@ -43,6 +48,7 @@ def create_vision_encoder(
         name: a key of :data:`VISION_ENCODERS`.
         patch_merging: ``legacy`` (published weights) or ``fixed``; encoders without patch merging ignore it.
         gradient_checkpointing: recompute activations in the backward pass.
+        compile_features: compute the feature maps through ``torch.compile``; on a CPU that needs a C++ compiler.
         **options: overrides of the encoder's own sizes, for example ``embed_dim=12``.
 
     Returns:
@@ -58,10 +64,14 @@ def create_vision_encoder(
     for option in options:
         if option not in accepted or option == "name":
             names = [each for each in accepted if each not in ("name", "patch_merging", "gradient_checkpointing")]
+            names.append("compile_features")
             raise UnknownEncoderError(*_explain(f"option of the encoder {name!r}", option, names))
-    return getattr(module, VISION_ENCODERS[name][1])(
+    encoder: VisionEncoder = getattr(module, VISION_ENCODERS[name][1])(
         patch_merging=patch_merging, gradient_checkpointing=gradient_checkpointing, **options
     )
+    if compile_features:
+        encoder.compile_features()
+    return encoder
 
 
 def encoder_from_metadata(metadata: Mapping[str, Any]) -> VisionEncoder:

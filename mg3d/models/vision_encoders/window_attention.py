@@ -34,6 +34,7 @@ class GridWindowAttention(WindowAttention):
         super().__init__(*args, **options)
         self._rows: dict[tuple[tuple[WindowGroup, ...], torch.device], Tensor] = {}
 
+    @torch.compiler.disable  # works through its windows in a loop of its own
     def forward(  # type: ignore[override]
         self, grid_BDHWC: Tensor, window: tuple[int, int, int], shift: tuple[int, int, int]
     ) -> Tensor:
