@@ -22,7 +22,7 @@ from mg3d.models.finetune.vocabulary_module import build_vocabulary_module
 from mg3d.models.finetune.weights import load_encoder_weights
 from mg3d.models.language_encoders import BertTextEncoder, create_text_encoder
 from mg3d.models.vision_encoders import create_vision_encoder
-from mg3d.models.vision_encoders.base import VisionEncoder
+from mg3d.models.vision_encoders.base import VisionEncoder, channel_norm
 from mg3d.models.vision_encoders.swin import TokenPositionNorm
 from mg3d.phantoms.text_encoder import write_text_encoder
 
@@ -165,10 +165,13 @@ class Once(torch.nn.Module):
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "width"), [("swin_b", 1152), ("swin_l", 2304)])
-def test_one_forward_pass_in_the_published_sizes(name: str, width: int) -> None:
+def test_one_forward_pass_in_the_published_sizes(name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """CTRG with both encoders; CT-RATE with Swin-L on the same maps (with Swin-B: test_vocabulary)."""
     torch.manual_seed(0)
     encoder, volume = create_vision_encoder(name), torch.rand(1, 1, 128, 96, 128)
+    raw = encoder.eval().forward_features(volume, normalize=False)
+    told = {True: [channel_norm(each) for each in raw], False: raw}
+    monkeypatch.setattr(encoder, "forward_features", lambda volume, normalize: told[normalize])  # both want them
     visual = MultiScaleFeatures(encoder, "positions_reference").eval()
     for number in range(1, 5):
         visual.add_module(f"encoder{number}", Once(visual.get_submodule(f"encoder{number}")))
