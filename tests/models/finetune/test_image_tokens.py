@@ -75,12 +75,11 @@ def blocks_of(tokens: EncoderTokens) -> list[torch.nn.Module]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("two_sets", [True, False])
-def test_no_volume_changes_the_tokens_of_another(volumes: Tensor, two_sets: bool) -> None:
-    tokens = EncoderTokens(swin_l(), two_sets=two_sets).eval()
+def test_the_last_map_alone_is_projected_volume_by_volume(volumes: Tensor) -> None:
+    tokens = EncoderTokens(swin_l()).eval()
     kept = tokens.pooled(volumes)
-    assert kept.shape == (3, 4, (96 if two_sets else 0) + 192)
-    alone = torch.cat([tokens.arrange(tokens.pooled(volumes[k : k + 1])) for k in range(3)])
+    assert kept.shape == (3, 4, 192) and tokens.arrange(kept).shape == (3, 4, 96)
+    alone = torch.cat([tokens.arrange(kept[k : k + 1]) for k in range(3)])
     torch.testing.assert_close(tokens.arrange(kept), alone, atol=1e-5, rtol=1e-4)
 
 
