@@ -142,6 +142,13 @@ def test_blanked_patches_leave_the_priors_and_never_touch_the_test() -> None:
         assert torch.allclose(one, two, atol=1e-6) == training
 
 
+def test_only_the_places_start_larger_and_only_when_asked() -> None:
+    default, larger = (small(places=27, place_scale=scale).state_dict() for scale in (0.0, 2.0))
+    assert [name for name, tensor in default.items() if not torch.equal(tensor, larger[name])] == ["token_places"]
+    assert default["token_places"].std() < 0.5
+    assert larger["token_places"].std() == pytest.approx(2.0, rel=0.15)
+
+
 @pytest.mark.parametrize("blocked", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_cache_changes_no_report(blocked: bool, layers: int) -> None:
