@@ -18,7 +18,14 @@ from mg3d.models.checkpoint import load_weights
 from mg3d.models.conversion import read_own_weights, to_swin_unetr
 from mg3d.models.vision_encoders import create_vision_encoder
 from mg3d.models.vision_encoders.monai_swin import build_swin_unetr
-from mg3d.models.weight_maps import OF_TWO_DIMENSIONAL, OTHER_TASK, TWO_DIMENSIONAL, recognise
+from mg3d.models.weight_maps import (
+    OF_OTHER_ENCODER,
+    OF_TWO_DIMENSIONAL,
+    OTHER_ENCODER,
+    OTHER_TASK,
+    TWO_DIMENSIONAL,
+    recognise,
+)
 
 State = dict[str, Tensor]
 
@@ -155,6 +162,22 @@ def test_2d_files_give_text_and_fusion_and_say_what_they_cannot(tmp_path: Path, 
     assert all(torch.equal(found[name], text.get(name, before[name])) for name in found)
     assert sorted(report.dropped.values()) == sorted([TWO_DIMENSIONAL, OF_TWO_DIMENSIONAL, OTHER_TASK])
     assert TWO_DIMENSIONAL in str(report)
+
+
+def test_ct_clip_gives_its_text_encoder_to_pre_training(tmp_path: Path) -> None:
+    network = tiny_network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    text = {name: torch.randn_like(value) for name, value in before.items() if name.startswith("language_encoder.")}
+    state = {name.replace("language_encoder.", "text_transformer."): value for name, value in text.items()}
+    state |= {"visual_transformer.x": torch.zeros(2), "to_visual_latent.weight": torch.zeros(2, 9)}
+    torch.save({**state, "temperature": torch.tensor(1.0)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"(?s)covers only 0 of \d+.*a CT-CLIP file gives its text encoder only"):
+        load_weights(network, tmp_path / "w.pt")
+    report = load_weights(network, tmp_path / "w.pt", allow_partial=True)
+    assert report.family == "ct_clip" and set(report.loaded) == set(text) and report.unexpected == ["temperature"]
+    assert set(report.dropped.values()) == {OTHER_ENCODER, OF_OTHER_ENCODER}
+    found = network.state_dict()
+    assert all(torch.equal(found[name], text.get(name, before[name])) for name in found)
 
 
 def test_a_2d_swin_is_not_taken_for_a_merging_conflict(tmp_path: Path) -> None:
