@@ -24,6 +24,7 @@ from mg3d.models.checkpoint import describe_weights
 from mg3d.models.finetune.beam_search import SearchOptions
 from mg3d.models.finetune.case_module import FrozenFeaturesModule
 from mg3d.models.finetune.case_rows import gather_rows
+from mg3d.models.finetune.heads import use_running_statistics
 from mg3d.models.finetune.layer_decay import freeze_encoder, frozen_stages
 from mg3d.models.finetune.memory_generator import GeneratorOptions, GeneratorOutput, MemoryGenerator
 from mg3d.models.finetune.report_features import PATCHES, MultiScaleFeatures
@@ -301,7 +302,10 @@ def build_report_module(cfg: FinetuneConfig, task: ReportTask, total_steps: int)
     """
     if cfg.mode == "knn_probe":
         raise ConfigError("mode=knn_probe writes no report", "choose mode=full, or freeze=encoder")
-    module = ReportGenerationModule(cfg, task, build_encoder(cfg), total_steps)
+    encoder = build_encoder(cfg)
+    if cfg.protocol == "clean" and cfg.encoder.startswith("unet"):  # no volume changes the features of another
+        use_running_statistics(encoder, task.size_dhw)
+    module = ReportGenerationModule(cfg, task, encoder, total_steps)
     freeze_encoder(module.encoder, cfg)
     if module.frozen:
         module.visual.freeze()

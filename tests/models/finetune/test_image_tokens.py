@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertModel
 
-from mg3d.finetuning.benchmark import VocabularyTask
+from mg3d.datasets.report_vocabulary import ReportVocabulary
+from mg3d.finetuning.benchmark import ReportTask, VocabularyTask
 from mg3d.finetuning.config import resolve_finetune_config
 from mg3d.models.finetune.beam_search import SearchOptions
 from mg3d.models.finetune.image_tokens import EncoderTokens
 from mg3d.models.finetune.memory_generator import GeneratorOptions, MemoryGenerator
 from mg3d.models.finetune.pairwise import naive_scores, pairwise_scores
 from mg3d.models.finetune.report_features import MultiScaleFeatures
+from mg3d.models.finetune.report_generation import build_report_module
 from mg3d.models.finetune.vocabulary import VocabularyNetwork, VocabularyOptions
 from mg3d.models.finetune.vocabulary_module import build_vocabulary_module
 from mg3d.models.finetune.weights import load_encoder_weights
@@ -147,6 +149,11 @@ def test_kept_features_do_not_depend_on_the_batch(encoder: str, text_folder: Pat
     together = module.network.project_image(module.network.image_features(volumes))
     alone = module.network.project_image(module.network.image_features(volumes[1:2]))
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
+    if encoder == "unet":
+        words = ReportTask({}, ReportVocabulary.build(["a b"], 1), size_dhw=SIZE, width=16)
+        writer = build_report_module(cfg, words, 1).eval()
+        pooled = writer.visual.pooled(volumes)
+        torch.testing.assert_close(pooled[1:2], writer.visual.pooled(volumes[1:2]), atol=1e-5, rtol=1e-4)
 
 
 class Once(torch.nn.Module):
