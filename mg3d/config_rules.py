@@ -65,10 +65,15 @@ def _check_report_writing(config: MG3DConfig) -> None:
             "write vision_only=True",
         )
     if not clm:
-        for key in ("vision_only", "freeze_image_encoder", "cache_image_tokens"):
+        for key in ("vision_only", "freeze_image_encoder", "cache_image_tokens", "clm_standardise"):
             if getattr(config, key):
-                raise ConfigError(f"{key}=True belongs to loss_names.clm, which is 0", f"write {key}=False")
+                given = getattr(config, key)
+                raise ConfigError(
+                    f"{key}={given} belongs to loss_names.clm, which is 0", f"write {key}={type(given)()}"
+                )
         return
+    if config.clm_standardise == 1:
+        raise ConfigError("clm_standardise=1: one volume has no spread", "write clm_standardise=256")
     if config.cache_image_tokens and not config.freeze_image_encoder:
         raise ConfigError("cache_image_tokens=True needs an encoder that does not learn", "freeze_image_encoder=True")
     if config.cache_image_tokens and config.train_transform_keys != ("clip",):

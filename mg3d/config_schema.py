@@ -171,6 +171,11 @@ class MG3DConfig:
     cache_image_tokens: bool = setting(
         False, "keep the tokens of a frozen image encoder in memory: each volume is encoded once a process"
     )
+    clm_standardise: int = setting(
+        0,
+        "training volumes that give each image token's mean and spread before the first step; 0: none, as published",
+        low=0,
+    )
     clm_max_text_len: int = setting(256, "tokens of a written report, start and end included", low=4, high=512)
     clm_num_beams: int = setting(5, "beams of the search that writes reports; 1: greedy", low=1, high=64)
     clm_do_sample: bool = setting(True, "also write a report word by word at random, scored apart as sampled/...")

@@ -57,6 +57,8 @@ def test_the_twin_writes_ct_rate() -> None:
         ),
         ("task_pretrain_mg3d vision_only=True", "write vision_only=False"),
         ("task_pretrain_mg3d freeze_image_encoder=True", "loss_names.clm"),
+        ("task_pretrain_mg3d clm_standardise=8", "write clm_standardise=0"),
+        ("task_finetune_clm_ct_rate_vision_only clm_standardise=1", "no spread"),
         ("task_finetune_clm_ct_rate_vision_only clm_num_beams=0", ">= 1"),
         ("task_finetune_clm_ct_rate_vision_only language_only=True", "there is no other text"),
     ],

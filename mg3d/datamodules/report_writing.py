@@ -11,6 +11,7 @@ from mg3d.config_schema import MG3DConfig
 from mg3d.datamodules.case_sampler import CompleteBatchSampler
 from mg3d.datamodules.pretraining import MG3DDataModule
 from mg3d.datamodules.sampler import EpochBatchSampler, seeded_subset
+from mg3d.datamodules.stateful_loader import StatefulLoader
 from mg3d.datasets.report_targets import ReportTargetCollator, rows_with_reports
 from mg3d.errors import DataError
 
@@ -47,6 +48,13 @@ class ReportWritingDataModule(MG3DDataModule):
             if found < every:
                 _LOG.info("%s: %d of %d studies have no report and are left out", split, every - found, every)
         return self._rows[split]
+
+    def training_volumes(self, count: int) -> StatefulLoader:
+        """Return a loader of ``count`` training studies that lie evenly in the split (all, if there are fewer)."""
+        rows = self.rows("train")
+        chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+        sampler = EpochBatchSampler(chosen, self.cfg.per_gpu_batchsize, shuffle=False, drop_last=False)
+        return self._loader("train", sampler)
 
     def _sampler(self, split: str, *, shuffle: bool, rank: int, world_size: int) -> EpochBatchSampler:
         if not shuffle:

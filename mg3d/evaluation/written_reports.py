@@ -18,6 +18,7 @@ from mg3d.datasets.keyword_labels import label_by_keywords
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.evaluation.table import grid, score_cell
 from mg3d.finetuning.evaluation import write_rows
+from mg3d.finetuning.report_gallery import PAGE, GalleryCase, write_gallery
 from mg3d.finetuning.report_scores import best_constant
 from mg3d.metrics.captioning import MeteorKind, score_captions
 from mg3d.metrics.clinical import clinical_entries, clinical_scores
@@ -25,12 +26,14 @@ from mg3d.phantoms.findings import FINDINGS
 from mg3d.phantoms.report import stated_findings
 from mg3d.training.run_folder import write_text_atomically
 
-__all__ = ["HYPOTHESES", "render_reports", "score_written", "write_files"]
+__all__ = ["HYPOTHESES", "draw_gallery", "render_reports", "score_written", "write_files"]
 
 HYPOTHESES = {"": "hypothesis", "sampled/": "hypothesis_sampled"}
 """Prefix of the figures -> column of the rows: beam search, and one report drawn word by word."""
 EMPTY_REFERENCE = "there is no evidence of pulmonary."
 """What the published code puts in the place of an empty report."""
+INTERNAL = ("labels", "row")
+"""Columns of the rows that stay out of ``per_case.csv``."""
 SHOWN = (*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider", "meteor_java", "meteor_nltk")
 CLINICAL = ("ce_f1_micro", "ce_f1_macro", "ce_f1_example", "ce_precision_micro", "ce_recall_micro", "crg")
 CONTROLS = {
@@ -179,7 +182,7 @@ def write_files(run_dir: Path, rows: Sequence[Mapping[str, Any]], cfg: MG3DConfi
         cfg: reader of findings: with one, the columns ``findings`` and ``stated`` name them.
     """
     reader = finding_reader(cfg)
-    table = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+    table = [{name: value for name, value in row.items() if name not in INTERNAL} for row in rows]
     if reader is not None:
         truth = _truth(rows, reader)[0]
         stated = reader.table([str(row["hypothesis"]) for row in rows])
@@ -193,3 +196,34 @@ def write_files(run_dir: Path, rows: Sequence[Mapping[str, Any]], cfg: MG3DConfi
         for row in rows
     ]
     write_text_atomically(run_dir / "generated.json", json.dumps(published, indent=1, ensure_ascii=False) + "\n")
+
+
+def draw_gallery(run_dir: Path, rows: Sequence[Mapping[str, Any]], cfg: MG3DConfig, studies: Any) -> Path:
+    """Draw ``gallery.html``: slices, reference, written reports, and which findings agree.
+
+    Args:
+        run_dir: the run folder.
+        rows: case rows.
+        cfg: reader of findings, seed.
+        studies: the data set of the split, indexed by a row's ``row``.
+    """
+    reader, places = finding_reader(cfg), {str(row["id"]): row["row"] for row in rows}
+    cases = [
+        GalleryCase(
+            str(row["id"]),
+            row["reference"],
+            row["hypothesis"],
+            {"sampled": row["hypothesis_sampled"]} if "hypothesis_sampled" in row else {},
+        )
+        for row in rows
+    ]
+    path = run_dir / PAGE
+    write_gallery(
+        path,
+        cases,
+        title=f"Written reports: {cfg.exp_name}",
+        reader=reader.read if reader else None,
+        volumes=lambda name: studies[places[name]].image[:, 0].numpy(),
+        seed=cfg.seed,
+    )
+    return path

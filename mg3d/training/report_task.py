@@ -52,7 +52,7 @@ def finish(
 ) -> dict[str, Any]:
     """Write and score the reports of ``eval_split`` with the best weights of the run (all processes take part).
 
-    Leaves ``per_case.csv``, ``generated.json`` and ``evaluation.txt`` in the run folder.
+    Leaves ``per_case.csv``, ``generated.json``, ``gallery.html`` and ``evaluation.txt`` in the run folder.
 
     Returns:
         Entries for ``metrics.json``, with ``notes`` and ``weights``; nothing without ``evaluate``.
@@ -65,7 +65,7 @@ def finish(
         trainer.test(made, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
         return {}
-    return _scored(cfg, made, run_dir, weights)
+    return _scored(cfg, made, data, run_dir, weights)
 
 
 def _take_best(trainer: pl.Trainer, made: Any) -> str:
@@ -78,8 +78,8 @@ def _take_best(trainer: pl.Trainer, made: Any) -> str:
     return Path(best).name
 
 
-def _scored(cfg: MG3DConfig, made: Any, run_dir: Path, weights: str) -> dict[str, Any]:
-    from mg3d.evaluation.written_reports import render_reports, score_written, write_files
+def _scored(cfg: MG3DConfig, made: Any, data: Any, run_dir: Path, weights: str) -> dict[str, Any]:
+    from mg3d.evaluation.written_reports import draw_gallery, render_reports, score_written, write_files
 
     if not made.case_rows:
         raise RunFailedError(f"no report of the {cfg.eval_split} split could be scored", "check the packed reports")
@@ -88,5 +88,6 @@ def _scored(cfg: MG3DConfig, made: Any, run_dir: Path, weights: str) -> dict[str
     if made.unread:
         notes.append(f"{made.unread} studies have no report to compare with and are left out")
     write_files(run_dir, made.case_rows, cfg)
+    draw_gallery(run_dir, made.case_rows, cfg, data.dataset(cfg.eval_split))
     write_text_atomically(run_dir / EVALUATION_TABLE, render_reports(entries, notes, about) + "\n")
     return {**entries, "notes": notes, "weights": weights}

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from clm_job import read_json, step_losses, write_job, writing_config
+from clm_job import WORDS, read_json, step_losses, write_job, writing_config
 
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.errors import CheckpointError, ConfigError, DataError
+from mg3d.metrics.captioning import score_captions
 from mg3d.models.clm.weights import initialise
 from mg3d.models.language_encoders import create_text_encoder
 from mg3d.models.mg3d_module import MG3DModule
@@ -41,7 +42,14 @@ def made(job: Path, *words: str) -> Any:
 def short_run(job: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Two epochs of two steps, with evaluation on the test split."""
     return trainer.run(
-        writing_config(job, tmp_path_factory.mktemp("short"), "max_steps=4", "evaluate=True", "learning_rate=1e-3")
+        writing_config(
+            job,
+            tmp_path_factory.mktemp("short"),
+            "max_steps=4",
+            "evaluate=True",
+            "learning_rate=1e-3",
+            "clm_standardise=3",
+        )
     )
 
 
@@ -62,12 +70,14 @@ def test_a_run_leaves_reports_figures_and_tables(short_run: dict[str, Any]) -> N
     assert metrics["reader/ce_f1_micro"]["mean"] == 1.0, "phantom reports name what was drawn"
     table = (run_dir / "evaluation.txt").read_text(encoding="utf-8")
     assert "beam search" in table and "sampled" in table and "constant_report" in table
+    assert "gallery.html" in {path.name for path in run_dir.iterdir()}
     report = read_json(run_dir / "weights_report.json")["decoder"]
     assert report["from"].endswith("text") and all("crossattention" in name for name in report["new"][:-1])
 
 
 def test_a_run_with_a_published_name_can_be_resumed_exactly(job: Path, tmp_path: Path) -> None:
-    words = ("learning_rate=1e-3", "drop_rate=0.1", "exp_name=task_finetune_clm", "clm_num_beams=1", "end_lr=1e-3")
+    words = ["learning_rate=1e-3", "end_lr=1e-3", "drop_rate=0.1", "clm_num_beams=1", "clm_standardise=3"]
+    words.append("exp_name=task_finetune_clm")
     straight = trainer.run(writing_config(job, tmp_path / "a", *words, "max_steps=5"))
     first = trainer.run(writing_config(job, tmp_path / "b", *words, "max_steps=3"))
     last = Path(first["run_dir"]) / "checkpoints" / "last.ckpt"
@@ -167,21 +177,30 @@ def test_labels_come_with_the_batch(job: Path) -> None:
     assert batch["text_ids"].shape == batch["text_masks"].shape
 
 
-@pytest.mark.slow
-def test_four_reports_are_learned_by_heart(job: Path, tmp_path: Path) -> None:
-    words = (
-        "max_steps=240 learning_rate=1e-3 lr_multiplier_head=3 freeze_image_encoder=True cache_image_tokens=True "
-        "batch_size=4 per_gpu_batchsize=4 drop_rate=0.0 evaluate=True clm_do_sample=False save_top_k=0 "
-        "clm_max_text_len=160"
-    ).split()
-    metrics = trainer.run(writing_config(job, tmp_path, *words))["metrics"]
-    assert metrics["weights"] == "the last weights"
-    assert metrics["bleu_4"]["mean"] > 0.9 and metrics["ce_f1_micro"]["mean"] > 0.9
+def test_four_reports_are_learned_by_heart(job: Path) -> None:
+    words = "freeze_image_encoder=True cache_image_tokens=True batch_size=4 per_gpu_batchsize=4 drop_rate=0.0"
+    module, _ = made(job, *words.split(), "clm_max_text_len=160")
+    (batch,) = report_task.datamodule(module.cfg).test_dataloader()
+    module.clm_head.standardise(module.project(module.encode(batch["image"])).detach())
+    optimizer = torch.optim.AdamW(module.clm_head.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        module._loss(module.image_tokens(batch, "train"), batch).backward()
+        optimizer.step()
+    written = module.eval().write(module.image_tokens(batch, "train"))
+    assert score_captions(batch["report"], written, meteor="none").values["bleu_4"] > 0.9
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_write_every_report_once(job: Path, tmp_path: Path, repository: Path) -> None:
-    words = [*writing_words(job), "max_steps=2", "batch_size=4", "evaluate=True", "clm_do_sample=False"]
+    words = [
+        *writing_words(job),
+        "max_steps=2",
+        "batch_size=4",
+        "evaluate=True",
+        "clm_do_sample=False",
+        "drop_rate=0.0",
+    ]
     one = trainer.run(writing_config(job, tmp_path / "one", *words[len(writing_words(job)) :], "per_gpu_batchsize=4"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "main.py", "with"]
     done = subprocess.run(
@@ -195,10 +214,3 @@ def test_two_processes_train_as_one_and_write_every_report_once(job: Path, tmp_p
     written, alone = (read_json(Path(folder) / "generated.json") for folder in (two, one["run_dir"]))
     assert [row["filename"] for row in written] == [row["filename"] for row in alone]
     assert '"bleu_4"' in done.stdout.strip().splitlines()[-1]
-
-
-def writing_words(job: Path) -> list[str]:
-    """The words of `clm_job.writing_config` as a command line has them."""
-    from clm_job import WORDS
-
-    return [*WORDS, f"data_root={job}", f"tokenizer={job / 'text'}"]

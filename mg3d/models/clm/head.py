@@ -19,6 +19,7 @@ from mg3d.models.network import published_init
 
 __all__ = ["CausalReportHead", "GenerationOptions"]
 
+LEAST_SPREAD = 1e-6
 SAMPLED_FROM = 50
 """A sampled word is one of the 50 most likely (the library's default)."""
 
@@ -47,14 +48,20 @@ class CausalReportHead(nn.Module):
         text: text encoder that gives the decoder its sizes and first values.
         tokens: ids that begin, end and pad a report.
         width: C, width of the image tokens.
+        places: N, image tokens of a volume.
 
     Attributes:
         initialisation: which parameters of the decoder were copied.
     """
 
-    def __init__(self, text: BertTextEncoder, tokens: SpecialTokens, width: int) -> None:
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, text: BertTextEncoder, tokens: SpecialTokens, width: int, places: int) -> None:
         super().__init__()
         self.tokens = tokens
+        self.register_buffer("centre", torch.zeros(places, width))
+        self.register_buffer("spread", torch.ones(places, width))
         self.proj = nn.Sequential(nn.Linear(width, text.embed_dim), nn.LayerNorm(text.embed_dim))
         self.proj.apply(published_init)
         self.decoder: Any = build_decoder(text, tokens)
@@ -81,9 +88,23 @@ class CausalReportHead(nn.Module):
                 f"{key}={length} exceeds the text model's {self.longest} positions", f"write {key}={self.longest}"
             )
 
+    @property
+    def is_standardised(self) -> bool:
+        """Whether the mean and spread of the image tokens were taken."""
+        return bool(self.centre.any())
+
+    def standardise(self, image_nNC: Tensor) -> None:
+        """Take mean and spread of each image token over n volumes: what differs between volumes then leads the memory.
+
+        Without it (mean 0, spread 1) the memory is Linear and LayerNorm of the tokens, as published; what all volumes
+        share is then most of it.
+        """
+        self.centre.copy_(image_nNC.mean(0))
+        self.spread.copy_(image_nNC.std(0).clamp(min=LEAST_SPREAD))
+
     def memory(self, image_BNC: Tensor) -> Tensor:
         """Image tokens [B, N, C] -> what the decoder attends to [B, N, E]."""
-        return self.proj(image_BNC)
+        return self.proj((image_BNC - self.centre) / self.spread)
 
     def logits(self, image_BNC: Tensor, ids_BL: Tensor) -> Tensor:
         """Scores of the next word at every position [B, L, V]; a position sees itself and earlier ones."""

@@ -8,6 +8,7 @@ Image side as pre-trained (encoder, projection into the fusion space, type embed
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from mg3d.metrics.captioning import score_captions
 from mg3d.models.checkpoint import describe_weights
 from mg3d.models.clm.decoder import SpecialTokens
 from mg3d.models.clm.head import CausalReportHead, GenerationOptions
+from mg3d.models.distributed import global_mean
 from mg3d.models.epoch_means import EpochMeans
 from mg3d.models.finetune.case_module import CaseModule
 from mg3d.models.finetune.case_rows import gather_rows
@@ -48,7 +50,8 @@ class ReportWritingModule(CaseModule):
 
     Attributes:
         case_rows: after a validation or test epoch one row a study: ``id``, ``patient``, ``corpus``, ``reference``,
-            ``hypothesis`` (beam search), in a test with ``clm_do_sample`` also ``hypothesis_sampled``, and ``labels``.
+            ``hypothesis`` (beam search), in a test with ``clm_do_sample`` also ``hypothesis_sampled``, ``labels``, and
+            ``row`` of the split.
         unread: studies of the last such epoch that have no report to compare with.
 
     Raises:
@@ -71,7 +74,8 @@ class ReportWritingModule(CaseModule):
         self.modality_type_embeddings = nn.Embedding(2, cfg.hidden_size)
         for part in (self.multi_modal_vision_proj, self.modality_type_embeddings):
             part.apply(published_init)
-        self.clm_head = CausalReportHead(text, SpecialTokens.of(tokenizer), cfg.hidden_size)
+        places = math.prod(self.vision_encoder.token_grid(cfg.volume_size))
+        self.clm_head = CausalReportHead(text, SpecialTokens.of(tokenizer), cfg.hidden_size, places)
         self._check_text(text)
         self._text_source = [text]  # in a list: it gives first weights and is no part of the model
         self._about_text = {
@@ -105,6 +109,18 @@ class ReportWritingModule(CaseModule):
         if self.cfg.freeze_image_encoder:
             self.vision_encoder.eval()
         return self
+
+    @torch.no_grad()
+    def on_fit_start(self) -> None:
+        """With ``clm_standardise`` take mean and spread of the image tokens, once; a resumed run has them already."""
+        if not self.cfg.clm_standardise or self.clm_head.is_standardised:
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.eval()
+        batches = data.training_volumes(self.cfg.clm_standardise)
+        found = [self.project(self.encode(batch["image"].to(self.device))) for batch in batches]
+        self.clm_head.standardise(torch.cat(found).float())
+        self.train()
 
     # ---------------------------------------------------------------- features
     def encode(self, image_BD1HW: Tensor) -> Tensor:
@@ -140,7 +156,8 @@ class ReportWritingModule(CaseModule):
     # ---------------------------------------------------------------- steps
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """One training batch; returns the loss."""
-        loss = self._loss(self.image_tokens(batch, "train"), batch)
+        words = batch["text_masks"][:, 1:].sum()
+        loss = global_mean(self._loss(self.image_tokens(batch, "train"), batch) * words, words)
         self._train_means.add("loss", loss, len(batch["index"]))
         self.log("train/loss", loss.detach(), batch_size=len(batch["index"]))
         return {"loss": loss * self.cfg.loss_names["clm"]}
@@ -170,7 +187,15 @@ class ReportWritingModule(CaseModule):
             about = {"id": batch["image_id"][place], "patient": batch["patient_id"][place]}
             texts = {"corpus": batch["corpus"][place], "reference": reference}
             found = {column: texts_of[place] for column, texts_of in written.items()}
-            self._rows.append({**about, **texts, **found, "labels": batch["labels"][place].tolist()})
+            self._rows.append(
+                {
+                    **about,
+                    **texts,
+                    **found,
+                    "labels": batch["labels"][place].tolist(),
+                    "row": int(batch["index"][place]),
+                }
+            )
 
     # ---------------------------------------------------------------- epochs
     def _begin(self, phase: str) -> None:
