@@ -193,15 +193,9 @@ def test_four_reports_are_learned_by_heart(job: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_write_every_report_once(job: Path, tmp_path: Path, repository: Path) -> None:
-    words = [
-        *writing_words(job),
-        "max_steps=2",
-        "batch_size=4",
-        "evaluate=True",
-        "clm_do_sample=False",
-        "drop_rate=0.0",
-    ]
-    one = trainer.run(writing_config(job, tmp_path / "one", *words[len(writing_words(job)) :], "per_gpu_batchsize=4"))
+    more = ["max_steps=2", "batch_size=4", "evaluate=True", "clm_do_sample=False", "drop_rate=0.0"]
+    words = [*WORDS, f"data_root={job}", f"tokenizer={job / 'text'}", *more]
+    one = trainer.run(writing_config(job, tmp_path / "one", *more, "per_gpu_batchsize=4"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "main.py", "with"]
     done = subprocess.run(
         [*launcher, *words, "per_gpu_batchsize=2", f"log_dir={tmp_path / 'two'}"],
