@@ -55,6 +55,7 @@ def test_the_linear_head_through_the_command(download: Path, tmp_path: Path) -> 
     assert json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_head_that_trains_the_encoder_weighs_positives(download: Path, tmp_path: Path) -> None:
     benchmark = load_folder("CT-RATE").BENCHMARK
     keys = {**benchmark.named_configs["phantom"], "objective": "classification", "max_epoch": 1, "batch_size": 8}
