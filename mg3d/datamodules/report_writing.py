@@ -53,8 +53,15 @@ class ReportWritingDataModule(MG3DDataModule):
         """Return a loader of ``count`` training studies that lie evenly in the split (all, if there are fewer)."""
         rows = self.rows("train")
         chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
-        sampler = EpochBatchSampler(chosen, self.cfg.per_gpu_batchsize, shuffle=False, drop_last=False)
-        return self._loader("train", sampler)
+        return self._undivided("train", chosen)
+
+    def complete_reports(self, split: str) -> StatefulLoader:
+        """Return a loader of every study of a split that has a report, not divided among processes."""
+        return self._undivided(split, self.rows(split))
+
+    def _undivided(self, split: str, rows: np.ndarray) -> StatefulLoader:
+        sampler = EpochBatchSampler(rows, self.cfg.per_gpu_batchsize, shuffle=False, drop_last=False)
+        return self._loader(split, sampler)
 
     def _sampler(self, split: str, *, shuffle: bool, rank: int, world_size: int) -> EpochBatchSampler:
         if not shuffle:

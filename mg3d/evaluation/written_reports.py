@@ -6,24 +6,20 @@ n studies, L findings.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from mg3d.config_schema import MG3DConfig
-from mg3d.datasets.keyword_labels import label_by_keywords
-from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
+from mg3d.evaluation.finding_reader import FROM_LABELS, FindingReader, finding_reader
 from mg3d.evaluation.table import grid, score_cell
 from mg3d.finetuning.evaluation import write_rows
 from mg3d.finetuning.report_gallery import PAGE, GalleryCase, write_gallery
 from mg3d.finetuning.report_scores import best_constant
 from mg3d.metrics.captioning import MeteorKind, score_captions
 from mg3d.metrics.clinical import clinical_entries, clinical_scores
-from mg3d.phantoms.findings import FINDINGS
-from mg3d.phantoms.report import stated_findings
 from mg3d.training.run_folder import write_text_atomically
 
 __all__ = ["HYPOTHESES", "draw_gallery", "render_reports", "score_written", "write_files"]
@@ -37,36 +33,11 @@ INTERNAL = ("labels", "row")
 SHOWN = (*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider", "meteor_java", "meteor_nltk")
 CLINICAL = ("ce_f1_micro", "ce_f1_macro", "ce_f1_example", "ce_precision_micro", "ce_recall_micro", "crg")
 CONTROLS = {
+    "label_to_report": "what a linear probe of the image tokens finds, in sentences of the training reports",
     "constant_report": "best report that is the same for all",
     "shuffled_reports": "the written reports, each given to another study",
     "reader": "the reader of findings on the reference reports themselves",
 }
-
-
-@dataclass(frozen=True)
-class FindingReader:
-    """Reads findings from a text: L names, and which of them a report states."""
-
-    names: tuple[str, ...]
-    read: Callable[[str], frozenset[str]]
-
-    def table(self, texts: Sequence[str]) -> np.ndarray:
-        """Findings of n texts, 0 or 1, [n, L]."""
-        stated = [self.read(text) for text in texts]
-        return np.asarray([[int(name in found) for name in self.names] for found in stated])
-
-
-def finding_reader(cfg: MG3DConfig) -> FindingReader | None:
-    """The reader that ``clm_findings`` names, for the findings of ``eval_findings``; None for "none"."""
-    if cfg.clm_findings == "none":
-        return None
-    known, read = (FINDINGS, stated_findings) if cfg.clm_findings == "phantom" else (CT_RATE_LABELS, _by_keywords)
-    return FindingReader(tuple(name for name in known if name in (cfg.eval_findings or known)), read)
-
-
-def _by_keywords(text: str) -> frozenset[str]:
-    found = label_by_keywords(text)
-    return frozenset(name for name, value in zip(CT_RATE_LABELS, found, strict=True) if value)
 
 
 def score_written(rows: Sequence[Mapping[str, Any]], cfg: MG3DConfig) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -125,11 +96,8 @@ def _score_column(
 
 
 def _truth(rows: Sequence[Mapping[str, Any]], reader: FindingReader) -> tuple[np.ndarray, str]:
-    """Findings of the references [n, L] and where they come from: labels of the corpus where all are known."""
-    labels = np.asarray([row["labels"] for row in rows])[:, [CT_RATE_LABELS.index(name) for name in reader.names]]
-    if (labels != UNKNOWN_LABEL).all():
-        return labels, "labels of the corpus"
-    return reader.table([str(row["reference"]) for row in rows]), "read from their text"
+    """Findings of the references [n, L] and where they come from."""
+    return reader.of_studies(np.asarray([row["labels"] for row in rows]), [str(row["reference"]) for row in rows])
 
 
 def _controls(rows: Sequence[Mapping[str, Any]], cfg: MG3DConfig, reader: FindingReader) -> dict[str, dict[str, Any]]:
@@ -142,7 +110,7 @@ def _controls(rows: Sequence[Mapping[str, Any]], cfg: MG3DConfig, reader: Findin
         "constant_report": np.tile(best_constant(truth), (len(rows), 1)),
         "shuffled_reports": reader.table([str(rows[place]["hypothesis"]) for place in giver]),
     }
-    if origin == "labels of the corpus":
+    if origin == FROM_LABELS:
         stated["reader"] = reader.table([str(row["reference"]) for row in rows])
     return {
         f"{name}/ce_f1_micro": {"mean": clinical_scores(truth, found)["ce_f1_micro"], "ci95": None, "n": len(rows)}
@@ -164,10 +132,11 @@ def render_reports(entries: Mapping[str, Mapping[str, Any]], notes: Sequence[str
     body = [[name, *(score_cell(entries[f"{prefix}{name}"]) for prefix in columns)] for name in names]
     lines = [about, "Brackets hold 95 % bootstrap intervals over patients.", ""]
     lines += grid(["written reports", *(titles[prefix] for prefix in columns)], body)
-    known = {name: entries[f"{name}/ce_f1_micro"] for name in CONTROLS if f"{name}/ce_f1_micro" in entries}
-    controls = [[name, score_cell(entry)] for name, entry in known.items()]
+    known = [name for name in CONTROLS if f"{name}/ce_f1_micro" in entries]
+    figures = ("ce_f1_micro", "bleu_4")
+    controls = [[name, *(score_cell(entries.get(f"{name}/{key}")) for key in figures)] for name in known]
     if controls:
-        lines += ["", *grid(["beside it", "ce_f1_micro"], controls)]
+        lines += ["", *grid(["beside it", *figures], controls)]
         classes = entries["ce_f1_macro"]["per_class"]
         lines += ["", *grid(["F1 of a finding", "beam search"], [[name, f"{f1:.3f}"] for name, f1 in classes.items()])]
     return "\n".join([*lines, "", *(f"note: {note}" for note in notes)])

@@ -79,11 +79,17 @@ def _take_best(trainer: pl.Trainer, made: Any) -> str:
 
 
 def _scored(cfg: MG3DConfig, made: Any, data: Any, run_dir: Path, weights: str) -> dict[str, Any]:
+    from mg3d.evaluation.finding_reader import finding_reader
+    from mg3d.evaluation.reports_beside import label_to_report
     from mg3d.evaluation.written_reports import draw_gallery, render_reports, score_written, write_files
 
     if not made.case_rows:
         raise RunFailedError(f"no report of the {cfg.eval_split} split could be scored", "check the packed reports")
     entries, notes = score_written(made.case_rows, cfg)
+    reader = finding_reader(cfg)
+    if reader is not None:
+        beside = label_to_report(cfg, made, data, made.case_rows, reader)
+        entries, notes = {**entries, **beside.entries}, [*notes, *beside.notes]
     about = f"{len(made.case_rows)} studies of the {cfg.eval_split} split, {weights}"
     if made.unread:
         notes.append(f"{made.unread} studies have no report to compare with and are left out")

@@ -64,6 +64,7 @@ def test_a_run_leaves_reports_figures_and_tables(short_run: dict[str, Any]) -> N
     assert {"filename", "prediction", "ground_truth", "sampled"} == set(published[0])
     metrics = read_json(run_dir / "metrics.json")
     wanted = {"bleu_4", "rouge_l", "cider", "ce_f1_micro", "ce_f1_macro", "sampled/bleu_4", "sampled/ce_f1_micro"}
+    wanted |= {"label_to_report/bleu_4", "label_to_report/classifier_f1_micro", "constant_report/ce_f1_micro"}
     assert wanted <= set(metrics) and metrics["bleu_1"]["n"] == 4 and metrics["weights"].startswith("best-")
     bleus = sum(metrics[f"val/bleu_{order}"]["mean"] for order in range(1, 5))
     assert metrics["val/the_metric"]["mean"] == pytest.approx(bleus, rel=1e-5)

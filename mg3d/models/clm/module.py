@@ -133,19 +133,23 @@ class ReportWritingModule(CaseModule):
         return self.multi_modal_vision_proj(tokens_BNE) + self.modality_type_embeddings.weight[IMAGE_TYPE]
 
     def image_tokens(self, batch: Mapping[str, Any], phase: str) -> Tensor:
-        """Projected image tokens [B, N, C] of a batch; with ``cache_image_tokens`` each volume is encoded once.
+        """Projected image tokens [B, N, C] of a batch; arguments as `encoder_tokens`."""
+        return self.project(self.encoder_tokens(batch, phase))
+
+    def encoder_tokens(self, batch: Mapping[str, Any], phase: str) -> Tensor:
+        """Encoder tokens [B, N, E] of a batch; with ``cache_image_tokens`` each volume is encoded once.
 
         Args:
             batch: of the data module.
             phase: train, val or test, whose rows are counted apart.
         """
         if not self.cfg.cache_image_tokens:
-            return self.project(self.encode(batch["image"]))
+            return self.encode(batch["image"])
         keys = [(phase, row) for row in batch["index"].tolist()]
         new = [place for place, key in enumerate(keys) if key not in self._kept]
         if new:
             self._kept |= zip([keys[place] for place in new], self.encode(batch["image"][new]), strict=True)
-        return self.project(torch.stack([self._kept[key] for key in keys]))
+        return torch.stack([self._kept[key] for key in keys])
 
     def write(self, image_BNC: Tensor, *, sample: bool = False, cache: bool = True) -> list[str]:
         """Write the reports of projected image tokens: by beam search, or by drawing every word."""
