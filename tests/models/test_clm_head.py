@@ -38,7 +38,7 @@ def roberta() -> BertTextEncoder:
 
 
 def make_head(text: BertTextEncoder | None = None, tokens: SpecialTokens = TOKENS) -> CausalReportHead:
-    return CausalReportHead(text or bert(), tokens, WIDTH, 6).eval()
+    return CausalReportHead(text or bert(), tokens, WIDTH, (6, WIDTH)).eval()
 
 
 def images(count: int, tokens: int = 6) -> Tensor:
@@ -173,14 +173,13 @@ def test_never_written_tokens_and_the_longest_report(writer: CausalReportHead) -
 
 def test_standardised_tokens_have_mean_zero_and_spread_one() -> None:
     head, image = make_head(), 5 + images(40) * torch.linspace(1, 3, WIDTH)
-    before = head.memory(image)
-    assert torch.equal(before, head.proj(image)) and not head.is_standardised
+    assert torch.equal(head.standard(image), image) and not head.is_standardised
     head.standardise(image)
     assert head.is_standardised
-    standard = (image - image.mean(0)) / image.std(0)
-    assert torch.allclose(head.memory(image), head.proj(standard), atol=1e-5)
+    assert torch.allclose(head.standard(image).mean(0), torch.zeros(6, WIDTH), atol=1e-4)
+    assert torch.allclose(head.standard(image).std(0), torch.ones(6, WIDTH), atol=1e-4)
     head.standardise(torch.ones(3, 6, WIDTH))  # nothing differs: no division by zero
-    assert torch.isfinite(head.memory(torch.ones(1, 6, WIDTH))).all()
+    assert torch.isfinite(head.standard(torch.ones(1, 6, WIDTH))).all()
 
 
 def test_too_long_reports_are_refused() -> None:

@@ -47,8 +47,8 @@ class CausalReportHead(nn.Module):
     Args:
         text: text encoder that gives the decoder its sizes and first values.
         tokens: ids that begin, end and pad a report.
-        width: C, width of the image tokens.
-        places: N, image tokens of a volume.
+        width: C, width of the projected image tokens.
+        seen: N image tokens of a volume, and the width they have in the image encoder.
 
     Attributes:
         initialisation: which parameters of the decoder were copied.
@@ -57,11 +57,11 @@ class CausalReportHead(nn.Module):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, text: BertTextEncoder, tokens: SpecialTokens, width: int, places: int) -> None:
+    def __init__(self, text: BertTextEncoder, tokens: SpecialTokens, width: int, seen: tuple[int, int]) -> None:
         super().__init__()
         self.tokens = tokens
-        self.register_buffer("centre", torch.zeros(places, width))
-        self.register_buffer("spread", torch.ones(places, width))
+        self.register_buffer("centre", torch.zeros(seen))
+        self.register_buffer("spread", torch.ones(seen))
         self.proj = nn.Sequential(nn.Linear(width, text.embed_dim), nn.LayerNorm(text.embed_dim))
         self.proj.apply(published_init)
         self.decoder: Any = build_decoder(text, tokens)
@@ -93,18 +93,22 @@ class CausalReportHead(nn.Module):
         """Whether the mean and spread of the image tokens were taken."""
         return bool(self.centre.any())
 
-    def standardise(self, image_nNC: Tensor) -> None:
-        """Take mean and spread of each image token over n volumes: what differs between volumes then leads the memory.
+    def standardise(self, tokens_nNF: Tensor) -> None:
+        """Take mean and spread of each encoder token over n volumes: what differs between volumes then leads.
 
-        Without it (mean 0, spread 1) the memory is Linear and LayerNorm of the tokens, as published; what all volumes
-        share is then most of it.
+        Without it (mean 0, spread 1) tokens are projected as they are, as published; what all volumes share is then
+        most of them.
         """
-        self.centre.copy_(image_nNC.mean(0))
-        self.spread.copy_(image_nNC.std(0).clamp(min=LEAST_SPREAD))
+        self.centre.copy_(tokens_nNF.mean(0))
+        self.spread.copy_(tokens_nNF.std(0).clamp(min=LEAST_SPREAD))
+
+    def standard(self, tokens_BNF: Tensor) -> Tensor:
+        """Encoder tokens less their mean, over their spread."""
+        return (tokens_BNF - self.centre) / self.spread
 
     def memory(self, image_BNC: Tensor) -> Tensor:
         """Image tokens [B, N, C] -> what the decoder attends to [B, N, E]."""
-        return self.proj((image_BNC - self.centre) / self.spread)
+        return self.proj(image_BNC)
 
     def logits(self, image_BNC: Tensor, ids_BL: Tensor) -> Tensor:
         """Scores of the next word at every position [B, L, V]; a position sees itself and earlier ones."""

@@ -74,8 +74,8 @@ class ReportWritingModule(CaseModule):
         self.modality_type_embeddings = nn.Embedding(2, cfg.hidden_size)
         for part in (self.multi_modal_vision_proj, self.modality_type_embeddings):
             part.apply(published_init)
-        places = math.prod(self.vision_encoder.token_grid(cfg.volume_size))
-        self.clm_head = CausalReportHead(text, SpecialTokens.of(tokenizer), cfg.hidden_size, places)
+        seen = (math.prod(self.vision_encoder.token_grid(cfg.volume_size)), self.vision_encoder.out_channels)
+        self.clm_head = CausalReportHead(text, SpecialTokens.of(tokenizer), cfg.hidden_size, seen)
         self._check_text(text)
         self._text_source = [text]  # in a list: it gives first weights and is no part of the model
         self._about_text = {
@@ -118,7 +118,7 @@ class ReportWritingModule(CaseModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.eval()
         batches = data.training_volumes(self.cfg.clm_standardise)
-        found = [self.project(self.encode(batch["image"].to(self.device))) for batch in batches]
+        found = [self.encode(batch["image"].to(self.device)) for batch in batches]
         self.clm_head.standardise(torch.cat(found).float())
         self.train()
 
@@ -130,7 +130,10 @@ class ReportWritingModule(CaseModule):
 
     def project(self, tokens_BNE: Tensor) -> Tensor:
         """Encoder tokens -> [B, N, C] with the image type embedding, as in pre-training."""
-        return self.multi_modal_vision_proj(tokens_BNE) + self.modality_type_embeddings.weight[IMAGE_TYPE]
+        return (
+            self.multi_modal_vision_proj(self.clm_head.standard(tokens_BNE))
+            + self.modality_type_embeddings.weight[IMAGE_TYPE]
+        )
 
     def image_tokens(self, batch: Mapping[str, Any], phase: str) -> Tensor:
         """Projected image tokens [B, N, C] of a batch; arguments as `encoder_tokens`."""
