@@ -22,7 +22,7 @@ from mg3d.models.epoch_means import EpochMeans
 from mg3d.models.language_encoders import BertTextEncoder, create_text_encoder, encoder_revision
 from mg3d.models.network import MG3DNetwork
 from mg3d.models.objectives import weighted_total
-from mg3d.models.optimization import build_optimizer_and_scheduler
+from mg3d.models.optimization import configured_optimization
 from mg3d.models.options import NetworkOptions
 from mg3d.models.pictures import draw
 from mg3d.models.vision_encoders import VisionEncoder, create_vision_encoder
@@ -188,22 +188,7 @@ class MG3DModule(MG3DNetwork, pl.LightningModule):
         Raises:
             ConfigError: the number of steps is not known.
         """
-        if not self.num_training_steps:
-            raise ConfigError("the number of training steps is unknown", "set max_steps, or pass num_training_steps")
-        cfg = self.cfg
-        optimizer, scheduler = build_optimizer_and_scheduler(
-            self,
-            total_steps=self.num_training_steps,
-            learning_rate=cfg.learning_rate,
-            weight_decay=cfg.weight_decay,
-            optim_type=cfg.optim_type,
-            lr_multiplier_head=cfg.lr_multiplier_head,
-            lr_multiplier_multi_modal=cfg.lr_multiplier_multi_modal,
-            warmup_steps=cfg.warmup_steps,
-            decay_power=cfg.decay_power,
-            end_lr=cfg.end_lr,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return configured_optimization(self, self.cfg, self.num_training_steps)
 
     # ---------------------------------------------------------------- checkpoints
     def metadata(self) -> dict[str, Any]:

@@ -7,9 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from mg3d.config_schema import MG3DConfig
+from mg3d.errors import ConfigError
 
 NO_DECAY_PARTS = (
     "bias",
@@ -230,6 +234,34 @@ def build_optimizer_and_scheduler(
         end_lr=end_lr,
     )
     return optimizer, LambdaLR(optimizer, factor)
+
+
+def configured_optimization(module: nn.Module, cfg: MG3DConfig, total_steps: int | None) -> OptimizerLRScheduler:
+    """Optimizer and schedule of a config, as Lightning takes them: the schedule moves with every optimizer step.
+
+    Args:
+        module: its parameters are put into the six groups.
+        cfg: learning rate and its factors, decay, warm-up and schedule.
+        total_steps: optimizer steps of the run.
+
+    Raises:
+        ConfigError: the number of steps is not known.
+    """
+    if not total_steps:
+        raise ConfigError("the number of training steps is unknown", "set max_steps, or pass num_training_steps")
+    optimizer, scheduler = build_optimizer_and_scheduler(
+        module,
+        total_steps=total_steps,
+        learning_rate=cfg.learning_rate,
+        weight_decay=cfg.weight_decay,
+        optim_type=cfg.optim_type,
+        lr_multiplier_head=cfg.lr_multiplier_head,
+        lr_multiplier_multi_modal=cfg.lr_multiplier_multi_modal,
+        warmup_steps=cfg.warmup_steps,
+        decay_power=cfg.decay_power,
+        end_lr=cfg.end_lr,
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def _has(name: str, parts: tuple[str, ...]) -> bool:

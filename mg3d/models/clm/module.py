@@ -30,7 +30,7 @@ from mg3d.models.finetune.case_rows import gather_rows
 from mg3d.models.language_encoders import BertTextEncoder, encoder_revision
 from mg3d.models.mg3d_module import UNSTATED_LICENCE, build_encoders
 from mg3d.models.network import IMAGE_TYPE, published_init
-from mg3d.models.optimization import build_optimizer_and_scheduler
+from mg3d.models.optimization import configured_optimization
 
 __all__ = ["ReportWritingModule"]
 
@@ -228,22 +228,7 @@ class ReportWritingModule(CaseModule):
         Raises:
             ConfigError: the number of steps is not known.
         """
-        if not self.num_training_steps:
-            raise ConfigError("the number of training steps is unknown", "set max_steps, or pass num_training_steps")
-        cfg = self.cfg
-        optimizer, scheduler = build_optimizer_and_scheduler(
-            self,
-            total_steps=self.num_training_steps,
-            learning_rate=cfg.learning_rate,
-            weight_decay=cfg.weight_decay,
-            optim_type=cfg.optim_type,
-            lr_multiplier_head=cfg.lr_multiplier_head,
-            lr_multiplier_multi_modal=cfg.lr_multiplier_multi_modal,
-            warmup_steps=cfg.warmup_steps,
-            decay_power=cfg.decay_power,
-            end_lr=cfg.end_lr,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return configured_optimization(self, self.cfg, self.num_training_steps)
 
     def metadata(self) -> dict[str, Any]:
         """What is needed to use the weights, in plain JSON types."""
