@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mg3d.errors import MG3DError
 from mg3d.terminal import tolerate_any_encoding
@@ -61,3 +62,13 @@ def exit_code_of(work: Callable[[], int], *, disk_code: int, disk_remedy: str, i
     except KeyboardInterrupt:
         sys.stderr.write(f"{interrupted}\n")
         return INTERRUPTED
+
+
+def print_json_line(figures: Mapping[str, Any]) -> int:
+    """Print the one line that programs read, and return the exit code of a command that went well.
+
+    Args:
+        figures: of the command, in plain types.
+    """
+    sys.stdout.write(json.dumps(figures) + "\n")
+    return 0

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from mg3d.command_line import Parser, exit_code_of  # noqa: E402
+from mg3d.command_line import Parser, exit_code_of, print_json_line  # noqa: E402
 from mg3d.errors import DataError  # noqa: E402 - the lines above make it importable
 from tools.weights_options import add_weights_options, check_scan, check_weights, open_model, open_processor  # noqa: E402
 
@@ -78,13 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     remedy = "check space and permissions of --out"
     return exit_code_of(
-        lambda: _print(run(options)), disk_code=1, disk_remedy=remedy, interrupted="interrupted; nothing was written"
+        lambda: print_json_line(run(options)),
+        disk_code=1,
+        disk_remedy=remedy,
+        interrupted="interrupted; nothing was written",
     )
-
-
-def _print(summary: dict[str, Any]) -> int:
-    sys.stdout.write(json.dumps(summary) + "\n")
-    return 0
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from mg3d.command_line import Parser, exit_code_of, natural  # noqa: E402
+from mg3d.command_line import Parser, exit_code_of, natural, print_json_line  # noqa: E402
 from mg3d.errors import DataError, MG3DError  # noqa: E402 - the lines above make it importable
 
 GENERATED = "generated.json"
@@ -66,16 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     return exit_code_of(
-        lambda: _print(run(options)),
+        lambda: print_json_line(run(options)),
         disk_code=1,
         disk_remedy="check space and permissions of --out",
         interrupted="interrupted; nothing was written",
     )
-
-
-def _print(summary: dict[str, Any]) -> int:
-    sys.stdout.write(json.dumps(summary) + "\n")
-    return 0
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
