@@ -41,10 +41,10 @@ def share_out(items: Sequence[Item], costs: Sequence[float], threads: int) -> li
 
 
 def in_full_precision(norm: nn.LayerNorm, x: Tensor) -> bool:
-    """Whether a layer that begins with ``norm`` computes on a CPU in the number type of ``x``, none of the half ones.
+    """Whether layers that begin with ``norm`` compute on a CPU in single or double precision throughout.
 
     Args:
-        norm: has weights, or nothing that rests on them holds.
+        norm: LayerNorm; without weights of its own the answer is no.
         x: its input.
     """
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
