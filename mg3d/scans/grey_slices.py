@@ -91,7 +91,7 @@ class SliceFiles(Sequence[np.ndarray]):
                     raise DataError(f"slice of {image.width} x {image.height} pixels", "check the file", path=str(path))
                 pixels = np.asarray(image.convert("L"))
         except UnidentifiedImageError as problem:
-            raise DataError("slice is no picture", "download it again", path=str(path)) from problem
+            raise DataError("slice is no picture that can be decoded", "download it again", path=str(path)) from problem
         except (OSError, ValueError, SyntaxError) as problem:
             raise DataError(f"slice cannot be decoded ({problem})", "download it again", path=str(path)) from problem
         if pixels.shape != getattr(self, "shape", pixels.shape):

@@ -7,9 +7,10 @@ import torch
 from tiny_network import HIDDEN, TEXT_LEN, VOCAB, VOLUME, bert_config, tiny_batch, total_loss
 from transformers import BertConfig, BertModel
 
-from mg3d.config_schema import LOSSES, TINY_ENCODERS
+from mg3d.config_schema import TINY_ENCODERS
 from mg3d.models.language_encoders import BertTextEncoder
 from mg3d.models.network import MG3DNetwork
+from mg3d.models.objectives import OBJECTIVES
 from mg3d.models.options import NetworkOptions
 from mg3d.models.vision_encoders import VISION_ENCODERS, create_vision_encoder
 
@@ -19,7 +20,7 @@ EVERY = pytest.mark.parametrize("name", sorted(VISION_ENCODERS))
 def network(name: str) -> MG3DNetwork:
     torch.manual_seed(1)
     options = NetworkOptions(
-        volume_size=VOLUME, max_text_len=TEXT_LEN, vocab_size=VOCAB, hidden_size=HIDDEN, objectives=LOSSES
+        volume_size=VOLUME, max_text_len=TEXT_LEN, vocab_size=VOCAB, hidden_size=HIDDEN, objectives=tuple(OBJECTIVES)
     )
     vision = create_vision_encoder(name, patch_merging="fixed", **TINY_ENCODERS[name])
     return MG3DNetwork(vision, BertTextEncoder(BertModel(bert_config())), options)
@@ -39,7 +40,7 @@ def test_all_objectives_reach_the_encoder_and_it_learns(name: str) -> None:
             assert value.grad is not None and bool(value.grad.isfinite().all()), key
         optimizer.step()
     assert losses[-1] < losses[0]
-    assert set(net(batch)) == set(LOSSES)
+    assert set(net(batch)) == set(OBJECTIVES)
     # a bias before a norm has no effect; everything else must have moved
     still = [key for key, value in net.vision_encoder.named_parameters() if torch.equal(value, before[key])]
     assert all(key.endswith(".bias") for key in still), still
@@ -51,7 +52,7 @@ def test_heads_take_the_token_grid_and_width_of_the_published_sizes(name: str, s
     with torch.device("meta"):
         vision = create_vision_encoder(name)
         text = BertTextEncoder(BertModel(BertConfig(hidden_size=48, num_attention_heads=4, intermediate_size=48)))
-        net = MG3DNetwork(vision, text, NetworkOptions(volume_size=size, objectives=LOSSES))
+        net = MG3DNetwork(vision, text, NetworkOptions(volume_size=size, objectives=tuple(OBJECTIVES)))
         grid = vision.token_grid(size)
         count = grid[0] * grid[1] * grid[2]
         image = net.project_image(torch.empty(1, count, vision.out_channels))
