@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mg3d.config_schema import MG3DConfig
-from mg3d.datasets.keyword_labels import label_by_keywords
+from mg3d.datasets.keyword_labels import findings_by_keywords
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
+from mg3d.finetuning.report_baseline import stated_table
 from mg3d.phantoms.findings import FINDINGS
 from mg3d.phantoms.report import stated_findings
 
@@ -30,8 +31,7 @@ class FindingReader:
 
     def table(self, texts: Sequence[str]) -> np.ndarray:
         """Findings of n texts, 0 or 1, [n, L]."""
-        stated = [self.read(text) for text in texts]
-        return np.asarray([[int(name in found) for name in self.names] for found in stated])
+        return stated_table(texts, self.read, self.names)
 
     def of_studies(self, labels: np.ndarray, references: Sequence[str]) -> tuple[np.ndarray, str]:
         """Findings of n studies and where they come from: the labels where all are known, else the references.
@@ -53,10 +53,7 @@ def finding_reader(cfg: MG3DConfig) -> FindingReader | None:
     """The reader that ``clm_findings`` names, for the findings of ``eval_findings``; None for "none"."""
     if cfg.clm_findings == "none":
         return None
-    known, read = (FINDINGS, stated_findings) if cfg.clm_findings == "phantom" else (CT_RATE_LABELS, _by_keywords)
+    known, read = (
+        (FINDINGS, stated_findings) if cfg.clm_findings == "phantom" else (CT_RATE_LABELS, findings_by_keywords)
+    )
     return FindingReader(tuple(name for name in known if name in (cfg.eval_findings or known)), read)
-
-
-def _by_keywords(text: str) -> frozenset[str]:
-    found = label_by_keywords(text)
-    return frozenset(name for name, value in zip(CT_RATE_LABELS, found, strict=True) if value)

@@ -20,7 +20,7 @@ from mg3d.models.vision_encoders.attention_maps import AttentionGradient, attend
 from mg3d.models.vision_encoders.compiled import WithoutInterpreterLock
 from mg3d.models.vision_encoders.window_attention import GridWindowAttention
 from mg3d.models.vision_encoders.windows import WindowGroup, window_groups, window_order
-from mg3d.models.vision_encoders.worker_threads import in_full_precision, row_shares, rows_in_cache, run_shares, sum_up
+from mg3d.models.vision_encoders.worker_threads import in_full_precision, rows_in_cache, run_rows, sum_up
 
 
 def can_fuse_attention(norm: nn.LayerNorm, attention: GridWindowAttention, x: Tensor) -> bool:
@@ -120,12 +120,11 @@ def _norm_project(x_NC: Tensor, layout: _Layout, gamma: Tensor, beta: Tensor, we
     """LayerNorm and linear layer, in window order."""
     result, step = x_NC.new_empty(len(x_NC), len(weight)), rows_in_cache(len(weight))
 
-    def work(share: list[slice]) -> None:
-        for rows in share:
-            order, target = layout.order[rows], result[rows]
-            _norm_project_rows(x_NC, order, target, gamma, beta, weight, bias, layout.eps, step)
+    def work(rows: slice) -> None:
+        order, target = layout.order[rows], result[rows]
+        _norm_project_rows(x_NC, order, target, gamma, beta, weight, bias, layout.eps, step)
 
-    run_shares(work, row_shares(len(x_NC)))
+    run_rows(work, len(x_NC))
     return result
 
 
@@ -151,11 +150,10 @@ def _project_add(attended_NC: Tensor, x_NC: Tensor, layout: _Layout, weight: Ten
     """``x`` and the linear layer of what was attended, in the order of the grid."""
     result, step = torch.empty_like(x_NC), rows_in_cache(len(weight))
 
-    def work(share: list[slice]) -> None:
-        for rows in share:
-            _project_add_rows(attended_NC, layout.back[rows], x_NC[rows], result[rows], weight, bias, step)
+    def work(rows: slice) -> None:
+        _project_add_rows(attended_NC, layout.back[rows], x_NC[rows], result[rows], weight, bias, step)
 
-    run_shares(work, row_shares(len(x_NC)))
+    run_rows(work, len(x_NC))
     return result
 
 
@@ -173,13 +171,12 @@ def _project_backward(grad_NC: Tensor, attended_NC: Tensor, layout: _Layout, wei
     """Gradients of what was attended, of the linear layer's weight and of its bias."""
     result, step = torch.empty_like(attended_NC), rows_in_cache(len(weight))
 
-    def work(share: list[slice]) -> list[Tensor]:
+    def work(rows: slice) -> list[Tensor]:
         sums = [torch.zeros_like(weight), torch.zeros_like(weight[:, 0])]
-        for rows in share:
-            _project_backward_rows(grad_NC, layout.order[rows], attended_NC[rows], result[rows], weight, sums, step)
+        _project_backward_rows(grad_NC, layout.order[rows], attended_NC[rows], result[rows], weight, sums, step)
         return sums
 
-    return [result, *sum_up(run_shares(work, row_shares(len(grad_NC))))]
+    return [result, *sum_up(run_rows(work, len(grad_NC)))]
 
 
 @WithoutInterpreterLock
@@ -205,14 +202,13 @@ def _norm_project_backward(
     """Gradients of the input (both ways to the result), of LayerNorm's weights, of q, k, v's weight and bias."""
     grad_x, grad_qkv, step = torch.empty_like(x_NC), found.qkv.view(len(x_NC), -1), rows_in_cache(len(weights[2]))
 
-    def work(share: list[slice]) -> list[Tensor]:
+    def work(rows: slice) -> list[Tensor]:
         sums = [torch.zeros_like(part) for part in (*weights, weights[2][:, 0])]
-        for rows in share:
-            of_x = x_NC[rows], grad_NC[rows], grad_x[rows]
-            _norm_project_backward_rows(grad_qkv, layout.back[rows], *of_x, *weights, sums, layout.eps, step)
+        of_x = x_NC[rows], grad_NC[rows], grad_x[rows]
+        _norm_project_backward_rows(grad_qkv, layout.back[rows], *of_x, *weights, sums, layout.eps, step)
         return sums
 
-    sums = sum_up(run_shares(work, row_shares(len(x_NC))))
+    sums = sum_up(run_rows(work, len(x_NC)))
     layout.padding(sums[3]).add_(found.padding)
     return [grad_x, *sums]
 

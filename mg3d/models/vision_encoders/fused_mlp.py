@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mg3d.models.vision_encoders.compiled import WithoutInterpreterLock
-from mg3d.models.vision_encoders.worker_threads import in_full_precision, row_shares, rows_in_cache, run_shares, sum_up
+from mg3d.models.vision_encoders.worker_threads import in_full_precision, rows_in_cache, run_rows, sum_up
 
 
 def can_fuse_mlp(norm: nn.LayerNorm, mlp: nn.Module, x: Tensor) -> bool:
@@ -62,11 +62,10 @@ class _MLPHalf(torch.autograd.Function):
         x_NC = x_NC.contiguous()
         result, step = torch.empty_like(x_NC), rows_in_cache(len(weights[2]))
 
-        def work(share: list[slice]) -> None:
-            for rows in share:
-                _forward_rows(x_NC[rows], result[rows], list(weights), eps, step)
+        def work(rows: slice) -> None:
+            _forward_rows(x_NC[rows], result[rows], list(weights), eps, step)
 
-        run_shares(work, row_shares(len(x_NC)))
+        run_rows(work, len(x_NC))
         return result
 
     @staticmethod
@@ -76,13 +75,12 @@ class _MLPHalf(torch.autograd.Function):
         x_NC, grad_NC = x_NC.contiguous(), grad_NC.contiguous()
         grad_x, step = torch.empty_like(x_NC), rows_in_cache(len(weights[2]))
 
-        def work(share: list[slice]) -> list[Tensor]:
+        def work(rows: slice) -> list[Tensor]:
             sums = [torch.zeros_like(weight) for weight in weights]
-            for rows in share:
-                _backward_rows(x_NC[rows], grad_NC[rows], grad_x[rows], weights, sums, ctx.eps, step)
+            _backward_rows(x_NC[rows], grad_NC[rows], grad_x[rows], weights, sums, ctx.eps, step)
             return sums
 
-        return grad_x, None, *sum_up(run_shares(work, row_shares(len(x_NC))))
+        return grad_x, None, *sum_up(run_rows(work, len(x_NC)))
 
 
 @WithoutInterpreterLock

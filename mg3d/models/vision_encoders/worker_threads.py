@@ -52,17 +52,6 @@ def in_full_precision(norm: nn.LayerNorm, x: Tensor) -> bool:
     return norm.weight is not None and norm.weight.dtype == x.dtype
 
 
-def row_shares(rows: int) -> list[list[slice]]:
-    """Equal shares of consecutive rows, one slice in a list per thread.
-
-    Args:
-        rows: how many there are.
-    """
-    threads = max(1, min(torch.get_num_threads(), rows))
-    edges = [rows * index // threads for index in range(threads + 1)]
-    return [[slice(*pair)] for pair in pairwise(edges)]
-
-
 def rows_in_cache(width: int) -> int:
     """Rows of so many single precision values that one core works on at a time.
 
@@ -92,6 +81,21 @@ def run_shares(work: Callable[[list[Item]], Result], shares: Sequence[list[Item]
             return work(share)
 
     return list(_pool(len(shares)).map(quietly, shares))
+
+
+def run_rows(work: Callable[[slice], Result], rows: int) -> list[Result]:
+    """Call ``work`` with equal parts of consecutive rows, one per thread; else as :func:`run_shares`.
+
+    Args:
+        work: touches nothing that belongs to other rows.
+        rows: how many there are.
+
+    Returns:
+        The results in the order of the rows.
+    """
+    threads = max(1, min(torch.get_num_threads(), rows))
+    edges = [rows * index // threads for index in range(threads + 1)]
+    return run_shares(lambda share: work(*share), [[slice(*pair)] for pair in pairwise(edges)])
 
 
 def sum_up(parts: Sequence[list[Tensor]]) -> list[Tensor]:
