@@ -217,6 +217,7 @@ def test_dead_and_planned_words_are_refused_by_name() -> None:
     assert not set(DEAD_KEYS) & set(config_defaults()) and not set(LATER_KEYS) & set(config_defaults())
 
 
+@pytest.mark.realdata
 def test_every_published_word_has_a_status(shared_dir: Any) -> None:
     """Each key of the published table is live, dead, planned or without effect; none is missing."""
     from mg3d.config_status import NO_EFFECT_KEYS

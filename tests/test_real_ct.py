@@ -22,6 +22,7 @@ def real_bert() -> Path:
     return next(Path(package.submodule_search_locations[0]).rglob("model.safetensors")).parent
 
 
+@pytest.mark.realdata
 @pytest.mark.slow
 def test_every_objective_learns_on_real_volumes(tmp_path: Path, shared_dir: Path, repository: Path) -> None:
     root = tmp_path / "ct_rate"

@@ -112,6 +112,7 @@ def test_keywords_read_phantom_reports() -> None:
     assert label_all_by_keywords([]).shape == (0, 18)
 
 
+@pytest.mark.realdata
 def test_real_reports_and_their_labels(shared_dir: Path) -> None:
     found = read_labelled_reports(shared_dir / "data" / "text_restricted" / "ctrate_text_classifier_train800.csv")
     assert len(found) == 800

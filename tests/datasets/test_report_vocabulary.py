@@ -65,6 +65,7 @@ def test_decoding_stops_at_the_first_end() -> None:
         vocabulary.decode([0, vocabulary.size + 1])
 
 
+@pytest.mark.realdata
 def test_sizes_on_the_real_training_reports(shared_dir: Path) -> None:
     path = shared_dir / "data" / "text_restricted" / "ctrg_split_small.json"
     reports = [entry["report"] for entry in json.loads(path.read_text(encoding="utf-8"))["train"]]

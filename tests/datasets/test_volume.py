@@ -57,6 +57,7 @@ def test_slice_stack_equals_golden(golden_dir: Path) -> None:
     np.testing.assert_allclose(out, stored["unique_slices"][stored["slice_map"]], rtol=0, atol=0.02)
 
 
+@pytest.mark.realdata
 def test_real_scan_through_both_stages(shared_dir: Path) -> None:
     case = json.loads((shared_dir / "data/expected/ctrate_preprocess.json").read_text())["cases"][0]
     scan = nibabel.load(shared_dir / "data" / case["input"])

@@ -168,6 +168,7 @@ def test_the_official_test_patients_can_be_reported(download: Path, work: Path) 
     assert {case.patient for case in chosen.train + chosen.val} == {f"patient{n:03d}" for n in range(1, PATIENTS + 1)}
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize(("fold", "frames", "patients", "of"), [(0, 30, 30, 35), (1, 40, 40, 40), (2, 40, 40, 40)])
 def test_the_published_lists_leak(shared_dir: Path, fold: int, frames: int, patients: int, of: int) -> None:
     path = shared_dir / "data" / "splits" / f"ACDC_fold{fold}.json"
@@ -180,6 +181,7 @@ def test_the_published_lists_leak(shared_dir: Path, fold: int, frames: int, pati
     assert leak in chosen.notes and "selection = reporting" in chosen.notes
 
 
+@pytest.mark.realdata
 def test_a_leaky_list_is_refused_in_clean_and_when_frames_are_missing(
     shared_dir: Path, download: Path, work: Path
 ) -> None:

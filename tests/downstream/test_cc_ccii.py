@@ -136,6 +136,7 @@ def test_published_tables_are_read_from_the_download(arrays: FinetuneConfig) -> 
     assert (len(clean.train), len(clean.val), len(clean.test)) == (5, 1, 3) and leakage_report(clean) == ()
 
 
+@pytest.mark.realdata
 def test_the_published_tables_have_their_known_sizes(shared_dir: Path, tmp_path: Path) -> None:
     tables = shared_dir / "data" / "splits"
     wanted = {0: (2514, 1664), 1: (2515, 1663), 2: (2517, 1661)}

@@ -257,6 +257,7 @@ def test_help_needs_no_torch(repository: Path) -> None:
     assert "--text-encoder" in done.stdout
 
 
+@pytest.mark.realdata
 @pytest.mark.slow
 def test_real_reports_and_a_real_encoder(shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two short epochs on 160 real reports: the loss falls and the figures are written."""

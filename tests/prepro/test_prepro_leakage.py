@@ -113,6 +113,7 @@ def ctrg_reader(shared_dir: Path, tmp_path: Path) -> CtrgReader:
     return CtrgReader(tmp_path, annotation, SMALL)
 
 
+@pytest.mark.realdata
 def test_pre_training_never_sees_the_downstream_test_ids(ctrg_reader: CtrgReader) -> None:
     content = json.loads(ctrg_reader.annotation.read_text(encoding="utf-8"))
     downstream = {entry["id"].removesuffix(".nii.gz") for entry in content["test"]}
@@ -125,6 +126,7 @@ def test_pre_training_never_sees_the_downstream_test_ids(ctrg_reader: CtrgReader
         assert (len(ids["train"]), len(ids["val"])) == (216, 24)
 
 
+@pytest.mark.realdata
 def test_marks_of_the_published_reports_stay(ctrg_reader: CtrgReader) -> None:
     cases = {case.image_id: case for case in ctrg_reader.find_cases().cases}
     assert "(img117)" in cases["910"].findings

@@ -215,6 +215,7 @@ def test_slope_and_intercept_are_used_as_told(tmp_path: Path) -> None:
     json.dumps(as_stored.record)
 
 
+@pytest.mark.realdata
 def test_real_nrrd_and_dicom_folder(shared_dir: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -139,6 +139,7 @@ def test_exact_count_is_that_of_training(tokenizer_folder: Path) -> None:
     assert counter.exact
 
 
+@pytest.mark.realdata
 def test_count_agrees_with_transformers_for_every_kind_of_file(shared_dir: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -216,6 +216,7 @@ def test_a_truncated_slice_is_named(series: Path, share: float) -> None:
     assert caught.value.remedy
 
 
+@pytest.mark.realdata
 def test_real_slices(shared_dir: Path) -> None:
     folder = shared_dir / "data" / "dicom"
     items = [read_slice(path) for path in sorted(folder.iterdir())]

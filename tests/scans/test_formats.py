@@ -32,6 +32,7 @@ def test_values_and_geometry(tmp_path: Path, name: str, compress: bool) -> None:
     np.testing.assert_allclose(raw.affine, np.diag([-2.0, -2.5, 3.0, 1.0]), atol=1e-6)
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("name", ["ct/cip_ct-64-transformed.nrrd", "ct/pyradiomics_lung1_image.nrrd"])
 def test_real_nrrd_is_what_simple_itk_reads(shared_dir: Path, name: str) -> None:
     path = shared_dir / "data" / name

@@ -26,6 +26,7 @@ def _canonical(path: Path, mode: str = "canonical") -> tuple[np.ndarray, tuple[f
     return volume, spacing
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("name", CASES)
 def test_real_ct_gives_the_expected_published_values(shared_dir: Path, name: str) -> None:
     expected = json.loads((shared_dir / "data" / "expected" / "ctrate_preprocess.json").read_text())
@@ -107,6 +108,7 @@ def test_interpolation_rows_sum_to_one() -> None:
     np.testing.assert_array_equal(linear_matrix(5, 5), np.eye(5))
 
 
+@pytest.mark.realdata
 def test_rotated_grid_comes_back_and_a_turned_header_does_not(shared_dir: Path, tmp_path: Path) -> None:
     folder = shared_dir / "data" / "ct"
     image = SimpleITK.ReadImage(str(folder / "cip_ct-64.nrrd"))

@@ -38,6 +38,7 @@ def test_all_48_orientations_give_the_identical_volume(tmp_path: Path, suffix: s
         assert found.record["orientation"] == "header"
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha"])
 def test_reordered_copies_of_a_real_volume_are_identical(shared_dir: Path, tmp_path: Path, suffix: str) -> None:
     raw = read_scan(shared_dir / "data" / "ct" / "lidc_0314_chest_2mm.nii.gz")
@@ -49,6 +50,7 @@ def test_reordered_copies_of_a_real_volume_are_identical(shared_dir: Path, tmp_p
         assert np.abs(_prepared(path, crop).voxels_hu - wanted).max() == 0
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("offset", [1024, 8192])
 @pytest.mark.parametrize("name", ["lidc_0314_chest_2mm.nii.gz", "crlm_1006_upper_abdomen_pad-3024.nii.gz"])
 def test_both_releases_of_a_real_volume_give_the_same_hu(
@@ -68,6 +70,7 @@ def test_both_releases_of_a_real_volume_give_the_same_hu(
     assert found[0].voxels_hu.dtype == np.int16
 
 
+@pytest.mark.realdata
 def test_a_turned_header_turns_the_volume(shared_dir: Path) -> None:
     folder = shared_dir / "data" / "ct"
     plain, turned = (_prepared(folder / f"cip_ct-64{end}.nrrd") for end in ("", "-transformed"))

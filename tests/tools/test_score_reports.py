@@ -41,6 +41,7 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
+@pytest.mark.realdata
 def test_recorded_numbers_through_the_command(
     tmp_path: Path, shared_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +84,7 @@ def test_keyword_labels_give_clinical_scores(pairs: Path, capsys: pytest.Capture
     assert "patients" in by_patient["protocol"]["ci95"]
 
 
+@pytest.mark.realdata
 def test_label_tables_are_matched_by_name(
     pairs: Path, tmp_path: Path, shared_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

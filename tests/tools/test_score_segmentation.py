@@ -57,6 +57,7 @@ def test_the_same_map_in_other_formats_and_axis_orders(tmp_path: Path, capsys: p
         assert told["1"]["hd95"] == 0, name
 
 
+@pytest.mark.realdata
 def test_recorded_values_of_a_real_nodule(tmp_path: Path, shared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorded = json.loads((shared_dir / "data/expected/segmentation_metrics.json").read_text(encoding="utf-8"))
     expected = recorded["lidc_0314_chest_2mm_nodule_readers: gt = value>=2, pred = value==4; file spacing"]
@@ -74,6 +75,7 @@ def test_recorded_values_of_a_real_nodule(tmp_path: Path, shared_dir: Path, caps
         assert found == pytest.approx({name: expected[key][name] for name in found}, abs=1e-6)
 
 
+@pytest.mark.realdata
 def test_a_real_map_of_many_organs_against_itself(shared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     organs = shared_dir / "data/ct/totalseg_abdomen_seg117.nii.gz"
     told = answer(capsys, main, organs, organs, "--json")

@@ -109,6 +109,7 @@ def around_the_label(folder: Path, files: tuple[Path, Path], size: tuple[int, ..
     return Case("part", "p", *(folder / file.name for file in files))
 
 
+@pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_ct_is_learned_and_predicted_in_place(tmp_path: Path, shared_dir: Path, name: str) -> None:
