@@ -136,6 +136,31 @@ def test_published_tables_are_read_from_the_download(arrays: FinetuneConfig) -> 
     assert (len(clean.train), len(clean.val), len(clean.test)) == (5, 1, 3) and leakage_report(clean) == ()
 
 
+def test_tables_that_are_no_partition_are_used_as_they_are_and_noted(tmp_path: Path) -> None:
+    """As in the published tables no patient is in both halves of a fold, but the valid halves overlap."""
+    tables, cfg = tmp_path / "tables", config(BENCHMARK, work_dir=str(tmp_path), split_dir=str(tmp_path / "tables"))
+    folder = ccii.arrays_folder(cfg)
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(60):
+        target, patient = number % 3, 100 + number // 2
+        (folder / f"p{patient}-s{7000 + number}.npy").touch()
+        rows.append((f"{CLASSES[target]}-1.zip", target, CLASSES[target], patient, 7000 + number, 60, 2, "[]"))
+    for fold in range(3):
+        held = [*rows[:12], *rows[12 + 12 * fold : 24 + 12 * fold]]
+        for part, chosen in {"train": [row for row in rows if row not in held], "valid": held}.items():
+            write_table(tables / f"CC_CCII_fold{fold}_{part}.csv", SPLIT_COLUMNS, chosen)
+    for fold in range(3):
+        keys = {"work_dir": str(tmp_path), "split_dir": str(tables), "fold": fold}
+        reference = BENCHMARK.splits(config(BENCHMARK, **keys, protocol="reference"))
+        assert (len(reference.train), len(reference.test)) == (36, 24) and len(ids(reference.train)) == 36
+        assert not {case.patient for case in reference.train} & {case.patient for case in reference.test}
+        clean = BENCHMARK.splits(config(BENCHMARK, **keys))
+        assert clean.test == reference.test and ids(clean.train) | ids(clean.val) == ids(reference.train)
+        assert leakage_report(clean) == () and any("12 scans are in every valid table" in note for note in clean.notes)
+
+
+@pytest.mark.realdata
 def test_the_published_tables_have_their_known_sizes(shared_dir: Path, tmp_path: Path) -> None:
     tables = shared_dir / "data" / "splits"
     wanted = {0: (2514, 1664), 1: (2515, 1663), 2: (2517, 1661)}

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from entry import metrics_of, rows_of, start
@@ -117,6 +118,7 @@ def at_border(case: Case, root: Path) -> bool:
     return any(not 24 <= i <= n - 24 for i, n in zip(index, raw.voxels_xyz.shape, strict=True))
 
 
+@pytest.mark.realdata
 def test_a_real_nodule_lies_where_its_published_row_says(shared_dir: Path) -> None:
     place = np.asarray([[-57.44, 131.23, -520.36]])  # of annotations.csv, 15.49 mm
     scan = shared_dir / "data" / "ct" / "lidc_0314_chest_2mm.nii.gz"
@@ -124,6 +126,20 @@ def test_a_real_nodule_lies_where_its_published_row_says(shared_dir: Path) -> No
     readers = cubes_at(read_scan(scan.with_name("lidc_0314_chest_2mm_nodule_readers.nii.gz")), place, 48, (0.0, 4.0))[0]
     assert readers[24, 24, 24] == 255 and np.allclose(np.argwhere(readers == 255).mean(axis=0), 24, atol=1.5)
     assert cube[24, 24, 24] > 140 and cube[readers == 0].mean() < cube[readers == 255].mean() - 50  # solid, in the lung
+
+
+def test_a_nodule_lies_where_its_row_says_whatever_the_axes(tmp_path: Path) -> None:
+    place = np.asarray([-57.44, 131.23, -520.36])
+    axes = np.meshgrid(*(start + 2.0 * np.arange(64) for start in (-110.0, 70.0, -590.0)), indexing="ij")
+    distance = np.sqrt(sum((axis - middle) ** 2 for axis, middle in zip(axes, place, strict=True)))
+    hu = np.where(distance < 7.7, 40, -850).astype(np.int16)  # x, y, z in LPS
+    affine = np.array([[-2.0, 0, 0, 110], [0, -2.0, 0, -70], [0, 0, 2.0, -590], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(hu, affine)
+    nib.save(image, tmp_path / "lps.nii.gz")
+    nib.save(nib.as_closest_canonical(image), tmp_path / "ras.nii.gz")
+    for name in ("lps.nii.gz", "ras.nii.gz"):
+        cube = cubes_at(read_scan(tmp_path / name), place[None], 48, WINDOW)[0]
+        assert np.allclose(np.argwhere(cube > 140).mean(axis=0), 24, atol=1.0) and cube[24, 24, 24] > 140
 
 
 def test_a_thin_scan_is_filled_with_air_on_both_sides(cfg: FinetuneConfig) -> None:

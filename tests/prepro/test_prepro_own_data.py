@@ -215,12 +215,27 @@ def test_slope_and_intercept_are_used_as_told(tmp_path: Path) -> None:
     json.dumps(as_stored.record)
 
 
+@pytest.mark.realdata
 def test_real_nrrd_and_dicom_folder(shared_dir: Path, tmp_path: Path) -> None:
+    check_nrrd_and_series(tmp_path, shared_dir / "data" / "ct" / "cip_ct-64.nrrd")
+
+
+def test_an_nrrd_and_a_dicom_folder_of_it_give_the_same(tmp_path: Path) -> None:
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(chest(shape=(40, 36, 24)).transpose(2, 1, 0))
+    image.SetSpacing((4.2, 4.2, 4.0))
+    image.SetOrigin((-80.5, -70.0, 12.0))
+    SimpleITK.WriteImage(image, str(tmp_path / "made.nrrd"))
+    check_nrrd_and_series(tmp_path, tmp_path / "made.nrrd")
+
+
+def check_nrrd_and_series(tmp_path: Path, nrrd: Path) -> None:
+    """A table that names an NRRD and the DICOM slices made of it."""
     import shutil
 
     import SimpleITK
 
-    nrrd = shared_dir / "data" / "ct" / "cip_ct-64.nrrd"
     (tmp_path / "study" / "series").mkdir(parents=True)
     shutil.copy(nrrd, tmp_path / "study" / "ct.nrrd")
     image = SimpleITK.Cast(SimpleITK.ReadImage(str(nrrd)), SimpleITK.sitkInt16)

@@ -179,9 +179,9 @@ def test_small_geometry_is_what_the_schema_says(tmp_path: Path) -> None:
     assert json.loads(metadata[b"mg3d.label_names"]) == list(CT_RATE_LABELS)
 
 
-def test_real_ct_volumes_are_packed(shared_dir: Path, tmp_path: Path) -> None:
+def test_volumes_of_many_geometries_are_packed(collection: Path, tmp_path: Path) -> None:
     volumes = ("lidc_0314_chest_2mm.nii.gz", "cip_ct-64-transformed.nrrd", "totalseg_abdomen_ct_3mm.nii.gz")
-    root = lay_out_real_ct(shared_dir, tmp_path / "raw", volumes)
+    root = lay_out_real_ct(collection, tmp_path / "raw", volumes)
     out = tmp_path / "out"
     assert main(["ct_rate", "--root", str(root), "--out", str(out), "--workers", "1", "--val-fraction", "0"]) == 0
     rows = rows_of(out / "clm_ct_rate_train.arrow")

@@ -216,7 +216,7 @@ def test_own_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_volumes(shared_dir: Path, tmp_path: Path) -> None:
-    root = lay_out_real_ct(shared_dir, tmp_path / "real")
+def test_volumes_of_many_geometries_are_sound(collection: Path, tmp_path: Path) -> None:
+    root = lay_out_real_ct(collection, tmp_path / "download")
     code, findings, summary = run_verify(root)
     assert code == 0 and summary["scans"] == 7, findings

@@ -216,6 +216,7 @@ def test_a_truncated_slice_is_named(series: Path, share: float) -> None:
     assert caught.value.remedy
 
 
+@pytest.mark.realdata
 def test_real_slices(shared_dir: Path) -> None:
     folder = shared_dir / "data" / "dicom"
     items = [read_slice(path) for path in sorted(folder.iterdir())]
@@ -227,3 +228,17 @@ def test_real_slices(shared_dir: Path) -> None:
     assert (first.spacing_mm, first.has_rescale) == ((0.625, 0.625), True)
     with pytest.raises(DataError, match=r"\(512, 512, 2\) is too thin"):
         read_scan(folder)
+
+
+def test_two_equal_slices_with_padding_keep_their_places_and_are_too_thin(tmp_path: Path) -> None:
+    plane = chest()[:, :, 10].T.copy()
+    plane[:3] = -2048  # outside the round field of view
+    paths = save_series(tmp_path / "thin", [plane, plane], [(0, 0, 0), (0, 0, 1)], {"0010|0010": ""})
+    items = [read_slice(path) for path in paths]
+    assert [item.position for item in items if item] == [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
+    first = items[0]
+    assert first is not None
+    np.testing.assert_array_equal(read_pixels(first), plane)
+    assert (first.spacing_mm, first.has_rescale) == ((2.5, 2.0), True)
+    with pytest.raises(DataError, match=r"\(30, 26, 2\) is too thin"):
+        read_scan(tmp_path / "thin")
