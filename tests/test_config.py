@@ -42,6 +42,7 @@ def test_published_defaults() -> None:
     assert config.active_losses == ("sen_mlm", "swin_unetr_mim", "local_itc")
 
 
+@pytest.mark.smoke
 def test_published_pretraining_command_resolves_exactly() -> None:
     config = compose(PUBLISHED_COMMAND)
     expected = {
@@ -233,6 +234,7 @@ PUBLISHED_KEYS = set(
 )
 
 
+@pytest.mark.smoke
 def test_every_published_key_has_a_status() -> None:
     """Each published key is live, dead, planned or without effect; none is missing."""
     from mg3d.config_status import NO_EFFECT_KEYS

@@ -309,6 +309,7 @@ def test_the_full_check_decodes_every_slice(own_copy: Path) -> None:
     assert len(found) == 1 and "NCP/7/8/0000.png" in found[0]
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_the_phantom_run_from_another_folder(tmp_path: Path) -> None:
     write_cc_ccii(tmp_path / "in", patients=4, size=32, slices=(5, 9))

@@ -35,6 +35,7 @@ def step(request: pytest.FixtureRequest, recorded: RecordedStep) -> tuple[str, M
     return request.param, net, terms
 
 
+@pytest.mark.smoke
 def test_recorded_losses(step, recorded):
     mode, _, terms = step
     wanted, weights = recorded.numbers[mode], recorded.config["loss_weights"]

@@ -28,6 +28,7 @@ from mg3d.datasets.labels import CT_RATE_LABELS
 from prepro.prepro_pretraining_data import main
 
 
+@pytest.mark.smoke
 def test_ct_rate_rows_hold_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ct_rate_tree(tmp_path / "raw", train=4, valid=2, offset=-1024)
     assert pack_ct_rate(root, tmp_path / "out") == 0

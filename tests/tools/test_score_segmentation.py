@@ -29,6 +29,7 @@ def blob(shift: int = 0) -> np.ndarray:
     return labels
 
 
+@pytest.mark.smoke
 def test_two_files_as_json_and_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth, pred = save(tmp_path / "t.nii.gz", blob()), save(tmp_path / "p.nii.gz", blob(1))
     told = answer(capsys, main, truth, pred, "--labels", "1=RV", "2=MYO", "3=LV", "--json")
@@ -73,6 +74,7 @@ def test_recorded_values_of_a_real_nodule(
     check_recorded(capsys, truth, pred, expected)
 
 
+@pytest.mark.smoke
 def test_recorded_values_of_two_balls(tmp_path: Path, reference_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorded = json.loads((reference_dir / RECORDED).read_text(encoding="utf-8"))
     expected = recorded["balls r8 vs r8 shifted 2 voxels on axis0; 48^3; spacing (2,1,1)"]
