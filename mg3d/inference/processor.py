@@ -141,6 +141,8 @@ class Processor:
             rescale=rescale,
             table_rescale=row.rescale if row else None,
             table_spacing_mm=row.spacing_mm if row else None,
+            table_shape=row.shape if row else None,
+            table_expected=bool(self.table) and not raw.hounsfield,
             assumed_spacing_mm=self.assumed_spacing_mm,
             grid=self._crop_grid if mode == "crops" else None,
         )

@@ -8,23 +8,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-import numpy as np
 
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
+from mg3d.inference.scan_table import TableRow, table_row
 from mg3d.scans.geometry import Geometry
 from mg3d.scans.grey_slices import natural_key
-from mg3d.scans.prepare import SPACING_TOLERANCE
-from mg3d.scans.raw_volume import UNKNOWN_DIRECTIONS, RawVolume
 from prepro.readers.base import Case, CaseList, Exclusion
 from prepro.readers.hounsfield import HounsfieldReader
 from prepro.readers.tables import read_table, strip_suffix
@@ -36,6 +32,7 @@ SUFFIXES = (".nii.gz", ".nii", ".npz")
 REPORT_COLUMNS = ("VolumeName", "Findings_EN", "Impressions_EN")
 LABEL_COLUMNS = ("VolumeName", *CT_RATE_LABELS)
 LABEL_CODES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN_LABEL}
+NO_ROW = TableRow()
 METADATA_COLUMNS = ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
 
 
@@ -63,6 +60,7 @@ class CtRateReader(HounsfieldReader):
 
     corpus: ClassVar[str] = "clm_ct_rate"
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
+    table_expected: ClassVar[bool] = True
 
     def find_cases(self) -> CaseList:
         """List the volumes of both official splits that have a report.
@@ -110,26 +108,14 @@ class CtRateReader(HounsfieldReader):
             if reason or match is None:
                 found.exclusions.append(Exclusion(name, str(path), reason))
                 continue
-            slope_intercept, spacing = metadata.get(name, (None, None))
+            row = metadata.get(name, NO_ROW)
             vector = labels.get(name, labels.get(key, (UNKNOWN_LABEL,) * len(CT_RATE_LABELS) if labels else ()))
             texts = reports.texts[key]
-            found.cases.append(Case(name, match["patient"], split, (path,), *texts, vector, slope_intercept, spacing))
+            case = Case(name, match["patient"], split, (path,), *texts, vector, row.rescale, row.spacing_mm, row.shape)
+            found.cases.append(case)
         found.notes[f"{split}_reports_without_volume"] = len(reports.texts.keys() - used)
         if reports.not_utf8:
             found.notes[f"{split}_report_rows_not_utf8"] = list(reports.not_utf8)
-
-    def believed(self, raw: RawVolume, case: Case) -> RawVolume:
-        """Drop the geometry of a header that was never filled: 1 mm voxels where the table says otherwise.
-
-        Args:
-            raw: the scan as read.
-            case: what the tables say about it.
-        """
-        table = case.table_spacing_mm
-        is_default = raw.spacing_mm == (1.0, 1.0, 1.0) and np.array_equal(np.abs(raw.affine[:3, :3]), np.eye(3))
-        if table is None or not is_default or np.allclose(table, 1.0, rtol=SPACING_TOLERANCE):
-            return raw
-        return replace(raw, affine=UNKNOWN_DIRECTIONS, spacing_mm=None, oriented=False)
 
 
 def table_paths(base: Path, split: str) -> tuple[Path, Path, Path]:
@@ -234,26 +220,8 @@ def _read_labels(path: Path) -> dict[str, tuple[int, ...]]:
     return labels
 
 
-MetadataRow = tuple[tuple[float, float] | None, tuple[float, float, float] | None]
-
-
-def _read_metadata(path: Path) -> dict[str, MetadataRow]:
+def _read_metadata(path: Path) -> dict[str, TableRow]:
     if not path.is_file():
         return {}
     rows = read_table(path, METADATA_COLUMNS).rows
-    return {strip_suffix(row["VolumeName"].strip()): _metadata_row(row) for row in rows}
-
-
-def _metadata_row(row: dict[str, str]) -> MetadataRow:
-    try:
-        rescale = (float(row["RescaleSlope"]), float(row["RescaleIntercept"]))
-    except ValueError:
-        rescale = None
-    if rescale and (not np.isfinite(rescale).all() or rescale[0] == 0):
-        rescale = None
-    try:
-        in_plane = json.loads(row["XYSpacing"])
-        spacing = (float(row["ZSpacing"]), float(in_plane[-1]), float(in_plane[0]))
-    except (ValueError, TypeError, IndexError):
-        return rescale, None
-    return rescale, spacing if np.isfinite(spacing).all() and min(spacing) > 0 else None
+    return {strip_suffix(row["VolumeName"].strip()): table_row(row) for row in rows}

@@ -151,6 +151,38 @@ def test_a_first_release_header_without_geometry_gives_way_to_the_table(tmp_path
     assert any("metadata table" in warning for warning in restored.warnings)
 
 
+@pytest.mark.parametrize("row", ['"[2.0, 2.5]",', '"[nan, 2]",3.0', "[[[,3.0", ",", None])
+def test_a_header_without_geometry_and_without_a_whole_row_is_left_out_of_the_pack(
+    tmp_path: Path, row: str | None
+) -> None:
+    root = ct_rate_tree(tmp_path, train=2, valid=1)
+    table = root / "dataset" / "metadata" / "train_metadata.csv"
+    head, first, *others = table.read_text().splitlines()
+    told = [] if row is None else [first.replace('"[2.0, 2.5]",3.0', row)]
+    table.write_text("\n".join([head, *told, *others]) + "\n")
+    reader = CtRateReader(root, SMALL)
+    case = reader.find_cases().cases[0]
+    voxels = np.asanyarray(nib.load(case.source[0]).dataobj)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), case.source[0])
+    with pytest.raises(DataError, match="no voxel size") as caught:
+        reader.load(case)
+    assert caught.value.path == str(case.source[0]) and "--assume-spacing" in caught.value.remedy
+    told_reader = CtRateReader(root, SMALL, assumed_spacing_mm=(3.0, 2.5, 2.0))
+    assert told_reader.load(case).record["stored_spacing_mm"] == [3.0, 2.5, 2.0]
+
+
+def test_a_row_that_counts_other_voxels_or_sizes_is_warned_of(tmp_path: Path) -> None:
+    root = ct_rate_tree(tmp_path, train=2, valid=1)
+    table = root / "dataset" / "metadata" / "train_metadata.csv"
+    head, *rows = table.read_text().splitlines()
+    rows = [rows[0].replace("[2.0, 2.5]", "[8.0, 8.0]") + ",26,30,20", rows[1] + ",26,30,200"]
+    table.write_text("\n".join([f"{head},Rows,Columns,NumberofSlices", *rows]) + "\n")
+    reader = CtRateReader(root, SMALL)
+    sizes, counts = (reader.load(case).warnings for case in reader.find_cases().cases[:2])
+    assert len(sizes) == 1 and "8x8x3 mm" in sizes[0]
+    assert len(counts) == 1 and "30 x 26 x 200" in counts[0]
+
+
 def test_a_real_one_millimetre_header_is_believed(tmp_path: Path) -> None:
     root = ct_rate_tree(tmp_path, train=2, valid=1)
     table = root / "dataset" / "metadata" / "train_metadata.csv"
