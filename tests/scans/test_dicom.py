@@ -12,7 +12,8 @@ from prepro_builders import chest, save_nifti
 from scan_files import AXIAL, SPACING_XYZ, axial_series, save_series
 
 from mg3d.errors import DataError
-from mg3d.scans.dicom_slice import read_pixels, read_slice
+from mg3d.scans.dicom_pixels import read_pixels
+from mg3d.scans.dicom_slice import NoSlice, read_slices
 from mg3d.scans.geometry import Geometry
 from mg3d.scans.prepare import prepare_scan
 from mg3d.scans.read import read_scan
@@ -218,12 +219,12 @@ def test_a_truncated_slice_is_named(series: Path, share: float) -> None:
 
 def test_real_slices(shared_dir: Path) -> None:
     folder = shared_dir / "data" / "dicom"
-    items = [read_slice(path) for path in sorted(folder.iterdir())]
-    assert [item.position for item in items if item] == [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
-    first = items[0]
-    assert first is not None
+    items = [read_slices(path) for path in sorted(folder.iterdir())]
+    slices = [item for found in items if not isinstance(found, NoSlice) for item in found]
+    assert [item.position for item in slices] == [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
+    first = slices[0]
     pixels = read_pixels(first)
     assert (pixels.shape, pixels.min(), pixels.max()) == ((512, 512), -2048, 1502)
-    assert (first.spacing_mm, first.has_rescale) == ((0.625, 0.625), True)
+    assert (first.spacing_mm, first.rescale) == ((0.625, 0.625), (1.0, 0.0))
     with pytest.raises(DataError, match=r"\(512, 512, 2\) is too thin"):
         read_scan(folder)
