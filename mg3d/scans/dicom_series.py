@@ -16,8 +16,8 @@ import numpy as np
 
 from mg3d.errors import DataError
 from mg3d.scans.dicom_file import DICOM_SUFFIXES
-from mg3d.scans.dicom_slice import NoSlice, Slice, read_slices
-from mg3d.scans.folders import regular_files
+from mg3d.scans.dicom_slice import UNKNOWN_KIND, NoSlice, Slice, read_slices
+from mg3d.scans.folders import files_in
 from mg3d.scans.raw_volume import DOWNLOAD_AGAIN
 
 LARGEST = "largest"
@@ -42,7 +42,7 @@ def slices_at(place: Path, series: str, warnings: list[str]) -> list[Slice]:
     Raises:
         DataError: no CT there, several series and no choice, or a file that may be a slice of the series is unusable.
     """
-    files = regular_files(place) if place.is_dir() else [place]
+    files = files_in(place, special=True) if place.is_dir() else [place]
     found = {path: read_slices(path) for path in files}
     others = [item for item in found.values() if isinstance(item, NoSlice)]
     slices = [item for items in found.values() if not isinstance(items, NoSlice) for item in items]
@@ -53,6 +53,7 @@ def slices_at(place: Path, series: str, warnings: list[str]) -> list[Slice]:
         names = [item.path.name for item in others]
         warnings.append(f"{len(others)} files that are no CT slice left out ({some(names)})")
     chosen = _chosen(slices, series, place, warnings)
+    _refuse_foreign_images(chosen, others, place)
     if len(chosen) == 1:
         raise DataError("one DICOM slice is no volume", GIVE_FOLDER, path=str(place))
     return chosen
@@ -82,20 +83,25 @@ def _nothing(place: Path, others: Sequence[NoSlice]) -> DataError:
 
 
 def _refuse_lost_slices(slices: Sequence[Slice], others: Sequence[NoSlice], place: Path) -> None:
-    """Refuse files that are named like the slices and are none, and images of another kind in the same series."""
+    """Refuse files that are named like the slices, or are DICOM files cut short, and no slices."""
     patterns = {_pattern(item.path.name) for item in slices}
-    lost = [
-        item.path.name
-        for item in others
-        if not item.kind and (item.path.name.lower().endswith(DICOM_SUFFIXES) or _pattern(item.path.name) in patterns)
-    ]
+    lost = [item.path.name for item in others if _like_a_slice(item, patterns)]
     if lost:
-        message = f"{len(lost)} files named like slices are no DICOM files ({some(lost)}): the series may be incomplete"
+        message = f"{len(lost)} files look like slices and are none ({some(lost)}): the series may be incomplete"
         raise DataError(message, "download the series again, or remove them", path=str(place))
-    known = {item.series for item in slices} - {""}
-    foreign = [f"{item.path.name}: {item.kind}" for item in others if item.series in known]
+
+
+def _like_a_slice(item: NoSlice, patterns: set[str]) -> bool:
+    if item.kind:
+        return item.kind == UNKNOWN_KIND
+    return item.path.name.lower().endswith(DICOM_SUFFIXES) or _pattern(item.path.name) in patterns
+
+
+def _refuse_foreign_images(chosen: Sequence[Slice], others: Sequence[NoSlice], place: Path) -> None:
+    """Refuse images of another kind in the series that is read."""
+    foreign = [f"{item.path.name}: {item.kind}" for item in others if item.series == chosen[0].series != ""]
     if foreign:
-        message = f"{len(foreign)} images of a CT series are no CT images ({some(foreign)})"
+        message = f"{len(foreign)} images of the CT series are no CT images ({some(foreign)})"
         raise DataError(message, "remove them if they do not belong to it", path=str(place))
 
 

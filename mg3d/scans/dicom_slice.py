@@ -15,6 +15,7 @@ import numpy as np
 from mg3d.errors import DataError
 from mg3d.scans.byte_stream import HashingFile, damage_named
 from mg3d.scans.dicom_file import DEFLATED, DicomHeader, Tags, read_header
+from mg3d.scans.folders import is_special
 from mg3d.scans.raw_volume import DOWNLOAD_AGAIN
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -34,6 +35,7 @@ WANTED = [
     *(POSITION, ORIENTATION, PIXEL_SPACING, SAMPLES, COLOUR, FRAMES, ROWS, COLUMNS),
     *(ALLOCATED, STORED, HIGH_BIT, SIGNED, INTERCEPT, SLOPE, RESCALE_TYPE, SHARED_GROUPS, FRAME_GROUPS),
 ]
+UNKNOWN_KIND = "DICOM file without a kind"
 UNIT_TOLERANCE = 1e-2
 CONVERT = "convert the series to one NIfTI file with a DICOM converter"
 UNPACK = "convert it to an uncompressed transfer syntax with a DICOM converter"
@@ -145,7 +147,7 @@ def read_slices(path: Path) -> list[Slice] | NoSlice:
     """Read the tags of one file.
 
     Args:
-        path: any regular file.
+        path: any file; a pipe, socket or device is not opened.
 
     Returns:
         its slices, in the order of the file, or what it is instead.
@@ -153,7 +155,7 @@ def read_slices(path: Path) -> list[Slice] | NoSlice:
     Raises:
         DataError: the file is damaged, its pixels are not one real number each, or its values are no Hounsfield units.
     """
-    if not path.stat().st_size:
+    if is_special(path) or not path.stat().st_size:
         return NoSlice(path)
     with damage_named(path), HashingFile(path) as file:
         header = read_header(file, path, WANTED)
@@ -172,7 +174,7 @@ def _kind(classes: frozenset[str], modality: str) -> str:
     from pydicom.uid import UID
 
     names = [UID(uid).name.removesuffix(" Storage") for uid in sorted(classes)]
-    return " and ".join(names) + (f" of modality {modality}" if modality else "") or "DICOM file without a kind"
+    return " and ".join(names) + (f" of modality {modality}" if modality else "") or UNKNOWN_KIND
 
 
 def _slices(header: DicomHeader, path: Path, digest: str) -> list[Slice]:

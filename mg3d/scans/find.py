@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mg3d.errors import DataError
 from mg3d.scans.dicom_file import is_dicom
-from mg3d.scans.folders import PassedOver, walk_folders
+from mg3d.scans.folders import FOLLOW_LINKS, PassedOver, is_special, walk_folders
 from mg3d.scans.read import SCAN_SUFFIXES
 
 __all__ = ["FoundScan", "FoundScans", "find_scans"]
@@ -56,11 +56,11 @@ def find_scans(root: str | Path, *, follow_links: bool = False) -> FoundScans:
     Raises:
         DataError: nothing there, or no scan inside.
     """
-    root, passed_over = Path(root).expanduser(), PassedOver()
+    root, passed_over = Path(root).expanduser(), PassedOver(FOLLOW_LINKS)
     if root.is_file():
         return FoundScans([FoundScan(root.name, root)], passed_over)
     if not root.is_dir():
-        message = "neither a file nor a folder" if root.exists() else "no such file or folder"
+        message = "neither a file nor a folder" if is_special(root) else "no such file or folder"
         raise DataError(message, "give a scan or a folder of scans", path=str(root))
     found: list[FoundScan] = []
     for folder, files in walk_folders(root, passed_over, follow_links=follow_links):

@@ -22,11 +22,13 @@ class PassedOver:
     """What a search left out.
 
     Attributes:
+        option: of the command, to follow all links; "" without one.
         links: links to folders outside the root.
         special: pipes, sockets and devices.
         unreadable: folders that may not be listed.
     """
 
+    option: str = ""
     links: list[Path] = field(default_factory=list)
     special: list[Path] = field(default_factory=list)
     unreadable: list[Path] = field(default_factory=list)
@@ -38,31 +40,45 @@ class PassedOver:
 
     def reasons(self) -> Iterator[tuple[Path, str]]:
         """Every place left out, and why."""
-        yield from ((path, f"link to a folder outside the root ({FOLLOW_LINKS} searches it)") for path in self.links)
+        yield from ((path, f"link to a folder outside the root{self._advice}") for path in self.links)
         yield from ((path, "no regular file: a pipe, socket or device") for path in self.special)
         yield from ((path, "folder that may not be listed") for path in self.unreadable)
+
+    @property
+    def _advice(self) -> str:
+        return f" ({self.option} searches it)" if self.option else ""
 
     def lines(self) -> list[str]:
         """One line per kind, for people."""
         what = (
-            (self.links, f"links to folders outside the searched folder left out ({FOLLOW_LINKS} searches them)"),
+            (self.links, f"links to folders outside the root left out{self._advice}"),
             (self.special, "pipes, sockets or devices left out"),
             (self.unreadable, "folders that may not be listed left out"),
         )
         return [f"{len(paths)} {words}, first: {paths[0]}" for paths, words in what if paths]
 
 
-def regular_files(folder: Path) -> list[Path]:
-    """Regular files directly in a folder, hidden ones left out, sorted by name.
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe, socket or device, which must not be opened."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def files_in(folder: Path, *, special: bool = False) -> list[Path]:
+    """Files directly in a folder, hidden ones left out, sorted by name.
 
     Args:
         folder: the folder.
+        special: also list pipes, sockets and devices.
+
+    Returns:
+        regular files, and links that lead nowhere, which cannot be read and must not be overlooked.
 
     Raises:
-        DataError: it cannot be listed.
+        DataError: the folder cannot be listed.
     """
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+        paths = [path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir()]
+        return sorted(path for path in paths if special or not is_special(path))
     except OSError as problem:
         raise DataError(f"cannot be listed ({problem.strerror})", "check the permissions", path=str(folder)) from None
 

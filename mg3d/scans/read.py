@@ -8,6 +8,7 @@ from pathlib import Path
 from mg3d.errors import DataError
 from mg3d.scans.dicom import read_dicom_series
 from mg3d.scans.dicom_file import DICOM_SUFFIXES, is_dicom
+from mg3d.scans.folders import is_special
 from mg3d.scans.nifti import read_nifti
 from mg3d.scans.npz import read_npz
 from mg3d.scans.raw_volume import RawVolume
@@ -41,10 +42,10 @@ def read_scan(path: Path, max_volume_gib: float = 4.0, series: str = "") -> RawV
     """
     name = path.name.lower()
     suffix = next((ending for ending in SCAN_SUFFIXES if name.endswith(ending)), None)
+    if is_special(path):
+        raise DataError("neither a file nor a folder", "give a scan", path=str(path))
     if path.is_dir() or (suffix is None and (name.endswith(DICOM_SUFFIXES) or is_dicom(path))):
         return read_dicom_series(path, max_volume_gib, series)
-    if suffix is None and path.exists() and not path.is_file():
-        raise DataError("neither a file nor a folder", "give a scan", path=str(path))
     if suffix is None:
         known = ", ".join(SCAN_SUFFIXES)
         raise DataError("not a known scan format", f"known are {known} and DICOM", path=str(path))

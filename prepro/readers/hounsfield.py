@@ -21,6 +21,7 @@ class HounsfieldReader:
         orientation: ``canonical`` or ``snap``, see :func:`mg3d.scans.geometry.to_canonical`.
         max_volume_gib: largest volume to read.
         assumed_spacing_mm: (z, y, x) used only where neither header nor table has a voxel size.
+        series: of a DICOM folder that holds several, see :func:`mg3d.scans.read.read_scan`.
     """
 
     geometry: Geometry
@@ -28,6 +29,7 @@ class HounsfieldReader:
     orientation: str
     max_volume_gib: float
     assumed_spacing_mm: tuple[float, float, float] | None
+    series: str = ""
 
     @property
     def window(self) -> str:
@@ -47,7 +49,7 @@ class HounsfieldReader:
             DataError: the file is damaged or its values or geometry make no sense.
         """
         scan = prepare_scan(
-            self.believed(read_scan(case.source[0], self.max_volume_gib), case),
+            self.believed(read_scan(case.source[0], self.max_volume_gib, self.series), case),
             self.geometry,
             rescale=self.rescale,
             table_rescale=case.rescale,
