@@ -30,7 +30,7 @@ RUN_ONLY = {"out", "workers", "scheduler", "shard", "on_bad", "dry_run", "captio
 }
 """Options that leave no trace in the result, or are recorded under another name."""
 DATA_SET_ONLY = {
-    *("root", "annotation", "table", "exclude", "limit", "rows_per_shard"),
+    *("root", "annotation", "table", "follow_links", "exclude", "limit", "rows_per_shard"),
     *("seed", "val_fraction", "tokenizer", "max_text_len"),
 }
 """Options that choose scans or describe them: part of the data set's manifest, not of what a row holds."""
@@ -179,11 +179,13 @@ def make_reader(options: argparse.Namespace, geometry: Geometry) -> Reader:
     if options.dataset == "ct_rate":
         from prepro.readers.ct_rate import CtRateReader
 
+        common["follow_links"] = "follow_links" in options
         return CtRateReader(options.root, geometry, options.rescale, options.orientation, **common)
     if options.dataset == "own":
         from prepro.readers.own_data import OwnDataReader
 
         values = {"rescale": options.rescale, "orientation": options.orientation}
+        values["series"] = getattr(options, "series", "")
         return OwnDataReader(options.table, options.root, geometry, options.corpus, **values, **common)
     from prepro.readers.ctrg import CtrgReader
 

@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--limit", type=natural, default=60, metavar="N", help="studies to draw, 0 for all (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the draw (%(default)s)")
     add("--ids", nargs="+", default=(), metavar="ID", help="draw these studies instead")
+    add("--series", default="", metavar="UID|largest", help="own CSV: of a DICOM folder that holds several series")
     add("--annotation", type=Path, help="JSON of a CTRG root; looked for there when not given")
     add(
         "--window",
@@ -102,16 +103,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ids=tuple(options.ids),
         window=window,
     )
-    summary = draw_book(open_source(options.path, options.annotation), book, make_counter(options.tokenizer))
+    summary = draw_book(
+        open_source(options.path, options.annotation, options.series), book, make_counter(options.tokenizer)
+    )
     return {**asdict(summary), "out": str(options.out)}
 
 
-def open_source(path: Path, annotation: Path | None) -> Source:
+def open_source(path: Path, annotation: Path | None, series: str = "") -> Source:
     """Recognise what a path holds.
 
     Args:
         path: file or folder, exists.
         annotation: JSON of a CTRG root.
+        series: which of several series of a DICOM folder.
 
     Returns:
         the data set.
@@ -126,7 +130,7 @@ def open_source(path: Path, annotation: Path | None) -> Source:
         return ArrowSource(arrows)
     from tools.gallery.raw_source import open_raw
 
-    return open_raw(path, annotation)
+    return open_raw(path, annotation, series)
 
 
 def parse_window(words: list[str]) -> Window:

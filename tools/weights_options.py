@@ -30,6 +30,7 @@ def add_weights_options(parser: argparse.ArgumentParser, *, required: bool = Tru
     scan.add_argument("--metadata", nargs="+", type=Path, metavar="CSV", help="scale and voxel size by VolumeName")
     scan.add_argument("--rescale", choices=("auto", "apply", "skip"), default="auto", help="scale to HU (auto)")
     scan.add_argument("--assume-spacing", nargs=3, type=float, metavar=("Z", "Y", "X"), help="mm, where there is none")
+    scan.add_argument("--series", default="", metavar="UID|largest", help="of a DICOM folder that holds several series")
     scan.add_argument("--max-volume-gib", type=float, default=4.0, metavar="GIB", help="refuse larger ones")
 
 
@@ -52,7 +53,7 @@ def open_processor(options: argparse.Namespace, model: MG3DModel) -> Processor:
     from mg3d.inference.scan_table import read_scan_table
 
     changes: dict[str, Any] = {"rescale": options.rescale, "table": read_scan_table(options.metadata or ())}
-    changes["max_volume_gib"] = options.max_volume_gib
+    changes["max_volume_gib"], changes["series"] = options.max_volume_gib, options.series
     if options.assume_spacing:
         if not all(0.01 <= size <= 100 for size in options.assume_spacing):
             raise DataError(f"--assume-spacing {options.assume_spacing}", "give three sizes in mm: Z Y X")

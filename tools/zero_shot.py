@@ -28,6 +28,7 @@ if str(ROOT) not in sys.path:
 
 from mg3d.command_line import Parser, exit_code_of  # noqa: E402
 from mg3d.errors import CheckpointError, DataError, MG3DError  # noqa: E402 - the lines above make it importable
+from mg3d.scans.folders import FOLLOW_LINKS  # noqa: E402
 from tools.weights_options import add_weights_options, check_scan, check_weights, open_model, open_processor  # noqa: E402
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--negative", default=NEGATIVE, metavar="TEMPLATE", help='prompt against it ("%(default)s")')
     add("--mode", choices=("resize", "crops"), default="resize", help="one volume as in training, or averaged crops")
     add("--out", type=Path, metavar="FILE", help="write one row per scan and text (.json or .csv)")
+    add(FOLLOW_LINKS, action="store_true", help="also search linked folders that lie outside the folder given")
     add_weights_options(parser)
     return parser
 
@@ -121,7 +123,8 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise CheckpointError(f"{model.name}: {NO_SPACE}", NO_SPACE_MEND)
     rows: list[dict[str, Any]] = []
     failures: list[tuple[str, MG3DError]] = []
-    for name, vector in _vectors(options, model):
+    counts: dict[str, int] = {}
+    for name, vector in _vectors(options, model, counts):
         if isinstance(vector, MG3DError):
             failures.append((name, vector))
         else:
@@ -136,6 +139,7 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     summary = {
         "scans": scans,
         "failed": len(failures),
+        **counts,
         "kind": "pairs" if questions.negatives else "competing prompts",
         "prompts": len(questions.names),
         "out": str(options.out) if options.out else None,
@@ -196,8 +200,10 @@ def _read_lines(path: Path) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
-def _vectors(options: argparse.Namespace, model: MG3DModel) -> Iterator[tuple[str, Tensor | MG3DError]]:
-    """Name and image vector [P] of every scan, or why there is none."""
+def _vectors(
+    options: argparse.Namespace, model: MG3DModel, counts: dict[str, int]
+) -> Iterator[tuple[str, Tensor | MG3DError]]:
+    """Name and image vector [P] of every scan, or why there is none; ``counts`` takes what the search left out."""
     if options.path.suffix == ".parquet":
         yield from _table_vectors(options.path, model)
         return
@@ -206,7 +212,10 @@ def _vectors(options: argparse.Namespace, model: MG3DModel) -> Iterator[tuple[st
     from mg3d.scans.find import find_scans
 
     processor = open_processor(options, model)
-    scans = find_scans(options.path)
+    scans = find_scans(options.path, follow_links=options.follow_links)
+    for line in scans.passed_over.lines():
+        sys.stderr.write(f"{line}\n")
+    counts.update(scans.passed_over.counts())
     for scan in tqdm(scans, desc="score", unit="scan", disable=len(scans) < 2, dynamic_ncols=True):
         try:
             yield scan.name, model.vectors(processor(scan.path, mode=options.mode))[0]

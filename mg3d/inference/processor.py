@@ -94,6 +94,7 @@ class Processor:
         crop_spacing_mm: (z, y, x) of ``crops``; None takes what ``resize`` gives the same scan, as in training.
         overlap: least part of its length that a crop shares with the next one.
         max_volume_gib: refuse what claims more voxel data than this.
+        series: of a DICOM folder that holds several: SeriesInstanceUID or ``largest``.
         table: scale and voxel size of scans by name, where the header is not enough, see
             :func:`mg3d.inference.scan_table.read_scan_table`.
     """
@@ -107,6 +108,7 @@ class Processor:
     crop_spacing_mm: Triple | None = None
     overlap: float = MIN_OVERLAP
     max_volume_gib: float = 4.0
+    series: str = ""
     table: Mapping[str, TableRow] = field(default_factory=dict, repr=False)
 
     def __call__(
@@ -115,8 +117,8 @@ class Processor:
         """Prepare one scan.
 
         Args:
-            scan: NIfTI, NRRD, MetaImage or published ``.npz`` file, DICOM series folder; or an array or tensor
-                [D, H, W] in HU (z to superior, y to posterior, x to the patient's left).
+            scan: NIfTI, NRRD, MetaImage or published ``.npz`` file, DICOM folder or multi-frame file; or an array or
+                tensor [D, H, W] in HU (z to superior, y to posterior, x to the patient's left).
             spacing_mm: voxel size (z, y, x) of an array.
             mode: ``resize`` gives one volume as in training (resample, centre crop, resize); ``crops`` covers the
                 whole scan with overlapping volumes of the same size and voxel size.
@@ -131,7 +133,7 @@ class Processor:
             path = Path(scan).expanduser()
             if not path.exists():
                 raise DataError("no such file or folder", "give the scan's path", path=str(path))
-            raw, rescale = read_scan(path, self.max_volume_gib), self.rescale
+            raw, rescale = read_scan(path, self.max_volume_gib, self.series), self.rescale
             row = self.table.get(scan_name(path.name))
         else:
             raw, rescale = _array_as_scan(scan, spacing_mm, self.max_volume_gib), "skip"
@@ -162,6 +164,8 @@ class Processor:
         """What decides about the numbers, as plain values."""
         names = ("size_dhw", "target_spacing_mm", "crop_fractions_dhw", "window_hu", "rescale", "assumed_spacing_mm")
         found = {name: getattr(self, name) for name in (*names, "crop_spacing_mm", "overlap")}
+        if self.series:
+            found["series"] = self.series
         return {"axis_order": AXIS_ORDER, **json.loads(json.dumps(found))}
 
     def _crop_grid(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> Geometry:
@@ -200,7 +204,7 @@ def load_processor(
         name_or_path: as for :func:`mg3d.load_model`.
         metadata: CSV files with the scale of scans by name, see :mod:`mg3d.inference.scan_table`; the first release
             of CT-RATE needs its own.
-        **changes: other values of :class:`Processor`'s fields, for example ``window_hu`` or ``assumed_spacing_mm``.
+        **changes: other values of :class:`Processor`'s fields, for example ``assumed_spacing_mm`` or ``series``.
 
     Returns:
         The processor; weights that record nothing (the published files) get the published geometry.

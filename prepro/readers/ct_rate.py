@@ -8,9 +8,9 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +19,7 @@ from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
 from mg3d.inference.scan_table import TableRow, table_row
+from mg3d.scans.folders import FOLLOW_LINKS, PassedOver, walk_folders
 from mg3d.scans.geometry import Geometry
 from mg3d.scans.grey_slices import natural_key
 from prepro.readers.base import Case, CaseList, Exclusion
@@ -34,6 +35,7 @@ LABEL_COLUMNS = ("VolumeName", *CT_RATE_LABELS)
 LABEL_CODES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN_LABEL}
 NO_ROW = TableRow()
 METADATA_COLUMNS = ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class CtRateReader(HounsfieldReader):
         empty_report: ``skip`` leaves scans out whose report is empty, ``keep`` packs them.
         max_volume_gib: largest volume to read.
         assumed_spacing_mm: (z, y, x) used only where neither header nor metadata table has a voxel size.
+        follow_links: read linked folders that lie outside the root too.
     """
 
     root: Path
@@ -57,6 +60,7 @@ class CtRateReader(HounsfieldReader):
     empty_report: str = "skip"
     max_volume_gib: float = 4.0
     assumed_spacing_mm: tuple[float, float, float] | None = None
+    follow_links: bool = False
 
     corpus: ClassVar[str] = "clm_ct_rate"
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
@@ -98,8 +102,12 @@ class CtRateReader(HounsfieldReader):
         reports, labels = _read_reports(reports_path), _read_labels(labels_path)
         metadata = _read_metadata(metadata_path)
         used = set()
-        volumes, namesakes = _volumes(folders)
+        passed_over = PassedOver(FOLLOW_LINKS)
+        volumes, namesakes = _volumes(folders, lambda folder: _walk(folder, passed_over, self.root, self.follow_links))
         found.exclusions += namesakes
+        found.exclusions += (Exclusion(path.name, str(path), reason) for path, reason in passed_over.reasons())
+        for line in passed_over.lines():
+            logger.warning("%s: %s", split, line)
         for name, path in sorted(volumes.items(), key=lambda item: natural_key(item[0])):
             match = NAME_PATTERN.fullmatch(name)
             key = reports.key_of(name)
@@ -133,23 +141,23 @@ def table_paths(base: Path, split: str) -> tuple[Path, Path, Path]:
     )
 
 
-def _volumes(folders: list[Path]) -> tuple[dict[str, Path], list[Exclusion]]:
+def _volumes(
+    folders: list[Path], walk: Callable[[Path], Iterator[tuple[str, Path]]]
+) -> tuple[dict[str, Path], list[Exclusion]]:
     """Every volume by name, the first folder that holds it first, and namesakes within one folder."""
     volumes: dict[str, Path] = {}
     namesakes = []
     for folder in folders:
-        for name, path in _walk(folder):
+        for name, path in walk(folder):
             first = volumes.setdefault(name, path)
             if first != path and first.is_relative_to(folder):
                 namesakes.append(Exclusion(name, str(path), f"same name as {first}"))
     return volumes, namesakes
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    for parent, _, files in os.walk(folder):
-        for file in sorted(files):
-            if file.endswith(SUFFIXES) and not file.startswith("."):
-                yield strip_suffix(file), Path(parent) / file
+def _walk(folder: Path, passed_over: PassedOver, root: Path, follow_links: bool) -> Iterator[tuple[str, Path]]:
+    for parent, files in walk_folders(folder, passed_over, root=root, follow_links=follow_links):
+        yield from ((strip_suffix(file), parent / file) for file in files if file.endswith(SUFFIXES))
 
 
 def _scan_of(name: str) -> str:

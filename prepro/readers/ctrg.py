@@ -20,6 +20,7 @@ from mg3d.datasets.arrow_schema import WINDOW_GREY_TEXT
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.datasets.volume import CROP_FRACTIONS_DHW, CTRG_DEPTH_RANGE, TARGET_SPACING_MM, ctrg_stack, quantise_grey
 from mg3d.errors import DataError
+from mg3d.scans.folders import files_in
 from mg3d.scans.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
 from mg3d.scans.grey_slices import SLICE_SUFFIXES, SliceFiles, sort_slices
 from mg3d.scans.read import read_scan
@@ -119,7 +120,7 @@ class CtrgReader:
         if isinstance(image_path, str) and image_path:
             path = confined_path(self.root, image_path)
             if path.is_dir():
-                files = [file for file in path.iterdir() if file.suffix.lower() in SLICE_SUFFIXES]
+                files = [file for file in files_in(path) if file.suffix.lower() in SLICE_SUFFIXES]
                 return sort_slices(files, image_path)
             if not path.is_file():
                 raise DataError(f"no file or folder {image_path!r} below the root")

@@ -23,6 +23,7 @@ class HounsfieldReader:
         max_volume_gib: largest volume to read.
         assumed_spacing_mm: (z, y, x) used only where neither header nor table has a voxel size.
         table_expected: every scan should have a row in a metadata table, see :func:`mg3d.scans.prepare.believed`.
+        series: of a DICOM folder that holds several, see :func:`mg3d.scans.read.read_scan`.
     """
 
     geometry: Geometry
@@ -31,6 +32,7 @@ class HounsfieldReader:
     max_volume_gib: float
     assumed_spacing_mm: tuple[float, float, float] | None
     table_expected: ClassVar[bool] = False
+    series: str = ""
 
     @property
     def window(self) -> str:
@@ -50,7 +52,7 @@ class HounsfieldReader:
             DataError: the file is damaged or its values or geometry make no sense.
         """
         scan = prepare_scan(
-            read_scan(case.source[0], self.max_volume_gib),
+            read_scan(case.source[0], self.max_volume_gib, self.series),
             self.geometry,
             rescale=self.rescale,
             table_rescale=case.rescale,

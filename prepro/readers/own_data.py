@@ -56,6 +56,7 @@ class OwnDataReader(HounsfieldReader):
         empty_report: ``skip`` leaves scans out whose report is empty, ``keep`` packs them.
         max_volume_gib: largest volume to read.
         assumed_spacing_mm: (z, y, x) for files that hold no voxel size.
+        series: of a DICOM folder that holds several: ``largest``, or SeriesInstanceUID.
     """
 
     table: Path
@@ -67,6 +68,7 @@ class OwnDataReader(HounsfieldReader):
     empty_report: str = "skip"
     max_volume_gib: float = 4.0
     assumed_spacing_mm: tuple[float, float, float] | None = None
+    series: str = ""
 
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
 
