@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from mg3d.command_line import Parser, natural
+from mg3d.files import ENCODING_HELP
 
 DESCRIPTION = """Check packed arrows, or a download before packing: list every bad case with file, reason and mend.
 
@@ -31,6 +32,7 @@ FORWARDED: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "--assume-spacing": (ALL, "voxel size z y x in mm for scans whose files have none"),
     "--empty-report": (ALL, "reports of fewer than three words: skip or keep"),
     "--max-volume-gib": (ALL, "refuse volumes whose header claims more"),
+    "--encoding": (ALL, ENCODING_HELP),
     "--exclude": (ALL, "scans to leave out, a text or CSV file"),
     "--split-protocol": (ALL, "splits for the leakage check: clean or reference"),
     "--val-fraction": (ALL, "share of training patients drawn for validation"),
