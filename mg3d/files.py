@@ -46,14 +46,16 @@ SEPARATORS: Final = (",", ";", "\t")
 ENCODING_HELP: Final = "encoding of tables and texts that are not UTF-8 or UTF-16, for example cp1254 (Turkish)"
 MAX_LISTED: Final = 8
 _MARKS: Final = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_WORKBOOKS: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")
 _CODE_PAGES: Final = ("cp1252", "cp1254", "cp1250", "cp1251")
-_NAME_ONE: Final = "name it with --encoding (cp1252 Western, cp1254 Turkish, gb18030 Chinese ...), or save it as UTF-8"
+_NAME_ONE: Final = (
+    "save it as UTF-8, or name its encoding where the command has --encoding (cp1254 Turkish, cp1252 Western ...)"
+)
 _STRAY: Final = re.compile("[\udc80-\udcff]")
 _SEPARATOR_LINE: Final = re.compile(r"sep=(.)\r?\n")
 _NUMBER: Final = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|nan)", re.ASCII | re.IGNORECASE)
@@ -110,8 +112,8 @@ def read_csv(
         DataError: no such file, no table or no known encoding, a column is missing or there twice, or a row has more
             cells than the header; names the file and the row.
     """
-    data = _bytes(path, "no such table", "check the path, or complete the download")
-    text, used = data.decode("utf-8", "surrogateescape"), "utf-8"
+    data = _bytes(path, "table not found", "check the path, or complete the download")
+    text, used = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape"), "utf-8"
     if encoding or _encoding_of(data) != used:
         text, used = decode_text(data, path, encoding)
     named = _SEPARATOR_LINE.match(text)  # what Excel writes for itself
@@ -186,9 +188,12 @@ def _bytes(path: Path, missing: str, remedy: str) -> bytes:
     if not path.is_file():
         raise DataError(missing, remedy, path=str(path))
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as problem:
         raise DataError(f"not readable ({problem.strerror})", "check its permissions", path=str(path)) from None
+    if data.startswith(_WORKBOOKS):
+        raise DataError("is a workbook or an archive, no text", "save it as CSV in UTF-8", path=str(path))
+    return data
 
 
 def decode_text(data: bytes, path: Path, encoding: str = "") -> tuple[str, str]:
@@ -198,7 +203,8 @@ def decode_text(data: bytes, path: Path, encoding: str = "") -> tuple[str, str]:
         data: content of a file.
         path: its name, for messages.
         encoding: what the user says it is. A byte-order mark counts more, and so do letters beyond ASCII that are
-            UTF-8 and outnumber the bytes that are not: such a file is refused instead of being read wrongly.
+            UTF-8: a file without any other byte is refused, and where they outnumber the others only those are read
+            in this encoding.
 
     Returns:
         the text, and the encoding it was read in.
@@ -206,19 +212,28 @@ def decode_text(data: bytes, path: Path, encoding: str = "") -> tuple[str, str]:
     Raises:
         DataError: bytes that do not fit the encoding; without one, bytes that are no UTF-8.
     """
-    found = _encoding_of(data)
-    if not encoding or found != "utf-8":
+    data, found = data.removeprefix(codecs.BOM_UTF8), _encoding_of(data)
+    if found != "utf-8" or not encoding:
         encoding = found
-    elif not encoding.startswith("utf"):
-        _refuse_utf8(data, path, encoding)
+    text = data.decode("utf-8", "surrogateescape")
+    stray = len(_STRAY.findall(text))
+    mostly_utf8 = sum(letter > "\x7f" for letter in text) > 2 * stray
+    if encoding == "utf-8" and stray:
+        raise _not_utf8(text, f"line {len(_STRAY.split(text, 1)[0].splitlines()) or 1}", path)
     try:
-        return data.decode(encoding), encoding
+        if not mostly_utf8 or encoding.startswith("utf"):
+            read = data.decode(encoding)
+            return read, "utf-8" if read == text else encoding
+        if stray:
+            return _STRAY.sub(lambda byte: _byte(byte).decode(encoding), text), f"utf-8, {stray} bytes {encoding}"
     except UnicodeDecodeError as problem:
-        line = f"line {len(data[: problem.start].splitlines()) or 1}"
-        if encoding == "utf-8":
-            raise _not_utf8(data.decode(encoding, "surrogateescape"), line, path) from None
-        what = f"{line}: byte 0x{data[problem.start]:02x} does not exist in {encoding}"
+        what = f"byte 0x{problem.object[problem.start]:02x} does not exist in {encoding}"
         raise DataError(what, _NAME_ONE, path=str(path)) from None
+    raise DataError(f"is UTF-8, which --encoding {encoding} would misread", "leave --encoding out", path=str(path))
+
+
+def _byte(match: re.Match[str]) -> bytes:
+    return bytes([ord(match.group()) - 0xDC00])
 
 
 def _encoding_of(data: bytes) -> str:
@@ -230,17 +245,10 @@ def _encoding_of(data: bytes) -> str:
     return ("utf-16-le" if not even else "") or ("utf-16-be" if not odd else "utf-8")
 
 
-def _refuse_utf8(data: bytes, path: Path, encoding: str) -> None:
-    text = data.decode("utf-8", "surrogateescape")
-    stray = len(_STRAY.findall(text))
-    if sum(character > "\x7f" for character in text) > 2 * stray:
-        what = f"is UTF-8{f' but for {stray} bytes' if stray else ''}, which --encoding {encoding} would misread"
-        remedy = "repair these bytes, or save the file as UTF-8" if stray else "leave --encoding out"
-        raise DataError(what, remedy, path=str(path))
-
-
 def _not_utf8(text: str, place: str, path: Path) -> DataError:
     """The refusal of stray bytes: it shows single letters, never words, since these are reports of patients."""
+    if "\0" in text:
+        return DataError("is no text, it holds zero bytes", "give a text file", path=str(path))
     found = _STRAY.findall(text)
     stray = bytes(ord(letter) - 0xDC00 for letter in dict.fromkeys(found))[:6]
     readings = ", ".join(f"{stray.decode(page, 'replace')!r} in {page}" for page in _CODE_PAGES)

@@ -195,7 +195,7 @@ def test_outcomes_other_than_0_and_1_are_refused(own_copy: Path) -> None:
     table = own_copy / "metadata" / "reference.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("1,1,0\n", "1,0.4,0\n", 1), encoding="utf-8")
     assert "0 or 1" in BENCHMARK.check_data(config(BENCHMARK, data_root=str(own_copy)))[0]
-    with pytest.raises(DataError, match="line 2"):
+    with pytest.raises(DataError, match="row 2"):
         BENCHMARK.splits(config(BENCHMARK, data_root=str(own_copy)))
 
 
