@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from mg3d.command_line import Parser, natural
+from mg3d.files import add_encoding_option
 from mg3d.scans.folders import FOLLOW_LINKS
 
 DESCRIPTION = """Pack CT-RATE, CTRG-Chest or your own scans into the Arrow files that pre-training reads.
@@ -48,6 +49,7 @@ def _add_data_arguments(command: argparse.ArgumentParser, root_needed: bool) -> 
     add("--root", type=Path, required=root_needed, help="folder of the download; for own data the table's by default")
     add("--out", type=Path, required=True, help="folder of the arrows and manifests; made if absent")
     add("--exclude", type=Path, metavar="FILE", help="scans to leave out: text or CSV, one id or file name a line")
+    add_encoding_option(add)
     add("--split-protocol", choices=("clean", "reference"), default="clean", help="see data/README.md")
     add(
         "--val-fraction",

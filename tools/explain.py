@@ -145,8 +145,8 @@ def find_report(options: argparse.Namespace, scan: Path) -> Report:
     if words:
         return report_of_words(options.findings, options.impression)
     if options.report:
-        return read_report(options.report)
-    found = ReportTable.open(options.reports).report(str(scan.resolve()))
+        return read_report(options.report, options.encoding)
+    found = ReportTable.open(options.reports, options.encoding).report(str(scan.resolve()))
     return report_of_words(found.findings, found.impression)
 
 

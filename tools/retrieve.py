@@ -147,7 +147,7 @@ def evaluate(options: argparse.Namespace, table: EmbeddingTable) -> tuple[str, d
     if options.reports is None:
         pairs = pairs_of_table(table)
     else:
-        pairs = pairs_with_reports(table, options.reports, open_model(options))
+        pairs = pairs_with_reports(table, options.reports, open_model(options), options.encoding)
     metrics = measure(pairs, options.bootstrap, options.seed)
     if options.out:
         options.out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

@@ -26,6 +26,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from mg3d.command_line import Parser, exit_code_of, natural  # noqa: E402 - the lines above make it importable
+from mg3d.files import add_encoding_option  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     clinical.add_argument("--labeller", metavar="WHAT", help="keywords, or the folder of a trained classifier")
     clinical.add_argument("--labels", nargs=2, type=_path, metavar=("TRUTH.csv", "FOUND.csv"), help="label tables")
     add("--radeval", nargs="+", metavar="NAME", help="metrics of RadEval, if installed, e.g. f1radbert_ct")
+    add_encoding_option(add)
     add("--per-case", type=_path, metavar="FILE.csv", help="write the scores of every case")
     return parser
 

@@ -28,6 +28,7 @@ if str(ROOT) not in sys.path:
 
 from mg3d.command_line import Parser, exit_code_of  # noqa: E402
 from mg3d.errors import CheckpointError, DataError, MG3DError  # noqa: E402 - the lines above make it importable
+from mg3d.files import read_text  # noqa: E402
 from mg3d.scans.folders import FOLLOW_LINKS  # noqa: E402
 from tools.weights_options import add_weights_options, check_scan, check_weights, open_model, open_processor  # noqa: E402
 
@@ -162,7 +163,7 @@ def read_questions(options: argparse.Namespace) -> Questions:
         template = getattr(options, name)
         if template.count("{finding}") != 1 or template.replace("{finding}", "").count("{"):
             raise DataError(f"--{name} {template!r} has no place for the finding", f'write it as in "{POSITIVE}"')
-    entries = _read_lines(options.findings_file) if options.findings_file else options.findings
+    entries = _read_lines(options.findings_file, options.encoding) if options.findings_file else options.findings
     pairs = [_pair(entry, options) for entry in entries if entry.strip()]
     if not pairs:
         raise DataError("no finding is given", "write one per line", path=str(options.findings_file or ""))
@@ -191,13 +192,8 @@ def _checked(questions: Questions) -> Questions:
     return questions
 
 
-def _read_lines(path: Path) -> list[str]:
-    from prepro.readers.tables import decode_text, windows_text
-
-    if not path.is_file():
-        raise DataError("no such file", "give one finding per line", path=str(path))
-    text = windows_text(decode_text(path.read_bytes()))[0]
-    return [line for line in text.splitlines() if not line.startswith("#")]
+def _read_lines(path: Path, encoding: str) -> list[str]:
+    return [line for line in read_text(path, encoding).splitlines() if not line.startswith("#")]
 
 
 def _vectors(

@@ -6,13 +6,12 @@ Columns: ``VolumeName``, ``RescaleSlope``, ``RescaleIntercept``, and optionally 
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mg3d.errors import DataError
+from mg3d.files import read_csv
 from mg3d.scans.read import SCAN_SUFFIXES
 
 NEEDED = ("VolumeName", "RescaleSlope", "RescaleIntercept")
@@ -37,11 +36,12 @@ class TableRow:
     shape: tuple[int, int, int] | None = None
 
 
-def read_scan_table(paths: Iterable[str | Path]) -> dict[str, TableRow]:
+def read_scan_table(paths: Iterable[str | Path], encoding: str = "") -> dict[str, TableRow]:
     """Read metadata tables.
 
     Args:
         paths: CSV files with the columns above.
+        encoding: of files that are not UTF-8, see :func:`mg3d.files.decode_text`.
 
     Returns:
         name of the scan without its ending -> row.
@@ -51,16 +51,8 @@ def read_scan_table(paths: Iterable[str | Path]) -> dict[str, TableRow]:
     """
     rows: dict[str, TableRow] = {}
     for path in map(Path, paths):
-        try:
-            with open(path, encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream)
-                lacking = [name for name in NEEDED if name not in (reader.fieldnames or ())]
-                if lacking:
-                    raise DataError(f"no column {', '.join(lacking)}", "give CT-RATE's metadata CSV", path=str(path))
-                for entry in reader:
-                    rows[scan_name(entry["VolumeName"])] = table_row(entry)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"the table cannot be read ({error})", "give a CSV file", path=str(path)) from error
+        for entry in read_csv(path, NEEDED, encoding=encoding).rows:
+            rows[scan_name(entry["VolumeName"])] = table_row(entry)
     return rows
 
 

@@ -18,13 +18,14 @@ from typing import ClassVar
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
+from mg3d.files import Table, read_csv
 from mg3d.inference.scan_table import TableRow, table_row
 from mg3d.scans.folders import FOLLOW_LINKS, PassedOver, walk_folders
 from mg3d.scans.geometry import Geometry
 from mg3d.scans.grey_slices import natural_key
 from prepro.readers.base import Case, CaseList, Exclusion
 from prepro.readers.hounsfield import HounsfieldReader
-from prepro.readers.tables import read_table, strip_suffix
+from prepro.readers.tables import strip_suffix
 from prepro.text import clean_report, count_words
 
 SPLIT_TABLE_NAMES = {"train": ("train", "train"), "valid": ("validation", "valid")}
@@ -51,6 +52,7 @@ class CtRateReader(HounsfieldReader):
         max_volume_gib: largest volume to read.
         assumed_spacing_mm: (z, y, x) used only where neither header nor metadata table has a voxel size.
         follow_links: read linked folders that lie outside the root too.
+        encoding: of tables that are not UTF-8, see :func:`mg3d.files.decode_text`.
     """
 
     root: Path
@@ -61,6 +63,7 @@ class CtRateReader(HounsfieldReader):
     max_volume_gib: float = 4.0
     assumed_spacing_mm: tuple[float, float, float] | None = None
     follow_links: bool = False
+    encoding: str = ""
 
     corpus: ClassVar[str] = "clm_ct_rate"
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
@@ -99,8 +102,16 @@ class CtRateReader(HounsfieldReader):
 
     def _add_split(self, found: CaseList, base: Path, folders: list[Path], split: str) -> None:
         reports_path, labels_path, metadata_path = table_paths(base, split)
-        reports, labels = _read_reports(reports_path), _read_labels(labels_path)
-        metadata = _read_metadata(metadata_path)
+        encodings: dict[str, str] = found.notes.setdefault("encodings", {})
+
+        def table(path: Path, columns: tuple[str, ...]) -> Table:
+            read = read_csv(path, columns, encoding=self.encoding)
+            encodings[path.name] = read.encoding
+            return read
+
+        reports = _read_reports(table(reports_path, REPORT_COLUMNS))
+        labels = _read_labels(table(labels_path, LABEL_COLUMNS)) if labels_path.is_file() else {}
+        metadata = _read_metadata(table(metadata_path, METADATA_COLUMNS)) if metadata_path.is_file() else {}
         used = set()
         passed_over = PassedOver(FOLLOW_LINKS)
         volumes, namesakes = _volumes(folders, lambda folder: _walk(folder, passed_over, self.root, self.follow_links))
@@ -122,8 +133,6 @@ class CtRateReader(HounsfieldReader):
             case = Case(name, match["patient"], split, (path,), *texts, vector, row.rescale, row.spacing_mm, row.shape)
             found.cases.append(case)
         found.notes[f"{split}_reports_without_volume"] = len(reports.texts.keys() - used)
-        if reports.not_utf8:
-            found.notes[f"{split}_report_rows_not_utf8"] = list(reports.not_utf8)
 
 
 def table_paths(base: Path, split: str) -> tuple[Path, Path, Path]:
@@ -171,7 +180,6 @@ class _Reports:
     texts: dict[str, tuple[str, str]]
     conflicts: frozenset[str]
     by_scan: dict[str, str]
-    not_utf8: tuple[int, ...]
 
     def key_of(self, name: str) -> str:
         """Name whose row holds the report of a volume; "" when there is none."""
@@ -197,39 +205,33 @@ def _volume_name(row: dict[str, str], path: Path) -> str:
     return name
 
 
-def _read_reports(path: Path) -> _Reports:
-    table = read_table(path, REPORT_COLUMNS)
+def _read_reports(table: Table) -> _Reports:
     texts: dict[str, tuple[str, str]] = {}
     conflicts = set()
     for row in table.rows:
         if not row["VolumeName"].strip():
             continue
-        name = _volume_name(row, path)
+        name = _volume_name(row, table.path)
         both = (clean_report(row["Findings_EN"]), clean_report(row["Impressions_EN"]))
         if texts.setdefault(name, both) != both:
             conflicts.add(name)
     by_scan = {_scan_of(name): name for name in reversed(texts)}
-    return _Reports(texts, frozenset(conflicts), by_scan, table.not_utf8)
+    return _Reports(texts, frozenset(conflicts), by_scan)
 
 
-def _read_labels(path: Path) -> dict[str, tuple[int, ...]]:
-    if not path.is_file():
-        return {}
+def _read_labels(table: Table) -> dict[str, tuple[int, ...]]:
     labels = {}
-    for number, row in enumerate(read_table(path, LABEL_COLUMNS).rows, start=2):
+    for number, row in table.numbered():
         try:
             labels[strip_suffix(row["VolumeName"].strip())] = tuple(
                 LABEL_CODES[row[name].strip()] for name in CT_RATE_LABELS
             )
         except KeyError as problem:
             raise DataError(
-                f"row {number}: label {problem} is not 0, 1 or empty", "repair it", path=str(path)
+                f"row {number}: label {problem} is not 0, 1 or empty", "repair it", path=str(table.path)
             ) from None
     return labels
 
 
-def _read_metadata(path: Path) -> dict[str, TableRow]:
-    if not path.is_file():
-        return {}
-    rows = read_table(path, METADATA_COLUMNS).rows
-    return {strip_suffix(row["VolumeName"].strip()): table_row(row) for row in rows}
+def _read_metadata(table: Table) -> dict[str, TableRow]:
+    return {strip_suffix(row["VolumeName"].strip()): table_row(row) for row in table.rows}

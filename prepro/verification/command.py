@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from mg3d.command_line import Parser, natural
+from mg3d.files import ENCODING_HELP
 from mg3d.scans.folders import FOLLOW_LINKS
 
 DESCRIPTION = """Check packed arrows, or a download before packing: list every bad case with file, reason and mend.
@@ -34,6 +35,7 @@ FORWARDED: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     FOLLOW_LINKS: (("ct_rate",), "also read linked folders that lie outside the root"),
     "--empty-report": (ALL, "reports of fewer than three words: skip or keep"),
     "--max-volume-gib": (ALL, "refuse volumes whose header claims more"),
+    "--encoding": (ALL, ENCODING_HELP),
     "--exclude": (ALL, "scans to leave out, a text or CSV file"),
     "--split-protocol": (ALL, "splits for the leakage check: clean or reference"),
     "--val-fraction": (ALL, "share of training patients drawn for validation"),

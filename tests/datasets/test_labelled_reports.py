@@ -65,10 +65,10 @@ def test_bad_tables_are_refused(text: str, message: str, tmp_path: Path) -> None
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         read_labelled_reports(path)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="table not found"):
         read_labelled_reports(tmp_path / "absent.csv")
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="UTF-8"):
+    with pytest.raises(DataError, match="utf-16"):
         read_labelled_reports(path)
 
 

@@ -14,8 +14,8 @@ from entry import metrics_of, rows_of, start
 from folders import config, load_folder
 
 from mg3d.datasets.fitting import clamped_start
-from mg3d.datasets.tables import read_table
 from mg3d.errors import ConfigError, DataError
+from mg3d.files import read_csv
 from mg3d.finetuning.benchmark import Case
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.splits import permuted_labels
@@ -66,9 +66,9 @@ def test_the_phantom_has_the_published_layout(download: Path) -> None:
     headers = sorted(download.glob("subset*/*.mhd"))
     assert [path.parent.name for path in headers] == ["subset0", "subset3", "subset5", "subset7"]
     assert all(path.with_suffix(".raw").is_file() for path in headers)
-    candidates = read_table(download / "candidates.csv", CANDIDATE_COLUMNS)
+    candidates = read_csv(download / "candidates.csv", CANDIDATE_COLUMNS).rows
     assert tuple(candidates[0]) == CANDIDATE_COLUMNS
-    assert tuple(read_table(download / "annotations.csv", ANNOTATION_COLUMNS)[0]) == ANNOTATION_COLUMNS
+    assert tuple(read_csv(download / "annotations.csv", ANNOTATION_COLUMNS).rows[0]) == ANNOTATION_COLUMNS
     assert {row["seriesuid"] for row in candidates} == {path.stem for path in headers}
     assert sum(row["class"] == "1" for row in candidates) == 4 * NODULES
     assert read_scan(headers[-1]).voxels_xyz.shape == (72, 72, 40)  # thinner than a cube
@@ -97,7 +97,7 @@ def test_the_window_is_fixed_whatever_a_scan_holds() -> None:
 
 
 def test_cubes_are_8_bit_centred_and_in_the_order_of_the_table(download: Path, cfg: FinetuneConfig) -> None:
-    rows = read_table(download / "candidates.csv", CANDIDATE_COLUMNS)
+    rows = read_csv(download / "candidates.csv", CANDIDATE_COLUMNS).rows
     for path in sorted(luna.cubes_folder(cfg).glob("subset*/*.npy")):
         cubes = np.load(path)
         mine = [row["class"] for row in rows if row["seriesuid"] == path.stem]
@@ -337,6 +337,6 @@ def test_the_phantom_run_from_another_folder(tmp_path: Path) -> None:
     assert metrics["cases"] == {"train": 6, "val": 6, "test": 6} and metrics["protocol"] == "clean"
     assert {"auroc", "ap", "cpm", "froc@0.125", "froc@8", "sensitivity@0.05"} <= set(metrics)
     assert metrics["cpm"]["n"] == 1 and done.answer["cpm"] == pytest.approx(metrics["cpm"]["mean"])
-    table = read_table(run_dir / "results_test.csv", ("Index", "name", "gts", "preds"))
+    table = read_csv(run_dir / "results_test.csv", ("Index", "name", "gts", "preds")).rows
     assert [float(row["preds"]) for row in table] == pytest.approx([float(row["prob_nodule"]) for row in rows])
     assert all(0 <= float(row["prob_nodule"]) <= 1 for row in rows) and (run_dir / "report.html").is_file()

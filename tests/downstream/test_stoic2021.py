@@ -13,8 +13,8 @@ from entry import metrics_of, rows_of, start
 from folders import config, load_folder
 
 from mg3d.datasets.fitting import resize_linear, window_to_unit
-from mg3d.datasets.tables import read_table
 from mg3d.errors import DataError
+from mg3d.files import read_csv
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.phantoms.downstream.meta_image import write_mha
 from mg3d.phantoms.downstream.stoic2021 import REFERENCE_COLUMNS, write_stoic2021
@@ -49,7 +49,7 @@ def stand_ins(download: Path, tmp_path_factory: pytest.TempPathFactory) -> Finet
 
 
 def test_the_phantom_has_the_published_layout(download: Path) -> None:
-    rows = read_table(download / "metadata" / "reference.csv", REFERENCE_COLUMNS)
+    rows = read_csv(download / "metadata" / "reference.csv", REFERENCE_COLUMNS).rows
     assert tuple(rows[0]) == ("PatientID", "probCOVID", "probSevere") and len(rows) == PATIENTS
     assert {(row["probCOVID"], row["probSevere"]) for row in rows} == {("0", "0"), ("1", "0"), ("1", "1")}
     image = SimpleITK.ReadImage(str(download / "data" / "mha" / f"{rows[0]['PatientID']}.mha"))
@@ -195,7 +195,7 @@ def test_outcomes_other_than_0_and_1_are_refused(own_copy: Path) -> None:
     table = own_copy / "metadata" / "reference.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("1,1,0\n", "1,0.4,0\n", 1), encoding="utf-8")
     assert "0 or 1" in BENCHMARK.check_data(config(BENCHMARK, data_root=str(own_copy)))[0]
-    with pytest.raises(DataError, match="line 2"):
+    with pytest.raises(DataError, match="row 2"):
         BENCHMARK.splits(config(BENCHMARK, data_root=str(own_copy)))
 
 
@@ -214,5 +214,5 @@ def test_the_phantom_run_from_another_folder(tmp_path: Path) -> None:
     assert set(metrics["auroc"]["per_class"]) == {"COVID", "Severe"}
     parts = json.loads((run_dir / "splits.json").read_text(encoding="utf-8"))
     assert not set(parts["train"]) & set(parts["val"]) and not set(parts["train"]) & set(parts["test"])
-    table = read_table(run_dir / "result.csv", ("PatientID", "probCOVID", "probSevere"))
+    table = read_csv(run_dir / "result.csv", ("PatientID", "probCOVID", "probSevere")).rows
     assert [row["PatientID"] for row in table] == [row["id"] for row in rows] and len(rows) == len(parts["test"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -124,15 +125,18 @@ def test_duplicate_rows_and_ids_missing_on_either_side(tmp_path: Path) -> None:
     assert found.notes["train_reports_without_volume"] == 1
 
 
-def test_latin_1_rows_and_namesakes_are_told(tmp_path: Path) -> None:
+def test_bytes_that_are_no_utf_8_need_a_name_and_namesakes_are_told(tmp_path: Path) -> None:
     root = ct_rate_tree(tmp_path, train=3, valid=1)
     table = _reports(root)
     table.write_bytes(table.read_bytes().replace(b"open. No", b"open, 5\xd73 mm. No", 1))
     twin = root / "dataset" / "train" / "train_2" / "train_2_a_1.nii.gz"
     save_nifti(twin, chest(9))
-    found = CtRateReader(root, SMALL).find_cases()
+    with pytest.raises(DataError, match="row 2: 1 bytes") as refused:
+        CtRateReader(root, SMALL).find_cases()
+    assert refused.value.path == str(table) and "--encoding" in refused.value.remedy
+    found = CtRateReader(root, SMALL, encoding="cp1252").find_cases()
     assert "5×3 mm" in found.cases[0].findings
-    assert found.notes["train_report_rows_not_utf8"] == [2]
+    assert found.notes["encodings"]["train_reports.csv"] == "cp1252"
     assert "same name as" in _reasons(found)["train_2_a_1"]
     assert [case.image_id for case in found.cases].count("train_2_a_1") == 1
 
@@ -236,13 +240,15 @@ def test_ctrg_ids_that_are_missing_repeated_or_contradictory(tmp_path: Path) -> 
     assert list(reasons.values()).count("entry has no id") == 2
 
 
-def test_ctrg_annotation_with_latin_1_bytes_and_lone_surrogates(tmp_path: Path) -> None:
+def test_ctrg_annotation_in_a_named_encoding_and_with_lone_surrogates(tmp_path: Path) -> None:
     annotation = ctrg_tree(tmp_path, train=2, test=1)
     text = annotation.read_text().replace("No pleural", "0.8\u00d71.0cm, \\ud800 no pleural", 1)
     annotation.write_bytes(text.encode("latin-1"))
-    found = _ctrg(annotation).find_cases()
+    with pytest.raises(DataError, match="no UTF-8"):
+        _ctrg(annotation).find_cases()
+    found = replace(_ctrg(annotation), encoding="cp1252").find_cases()
     assert "0.8×1.0cm, ? no pleural" in found.cases[0].findings
-    assert found.notes["bytes_not_utf8"] == 1
+    assert found.notes["encodings"] == {annotation.name: "cp1252"}
 
 
 def test_ctrg_annotation_of_another_shape_is_refused(tmp_path: Path) -> None:

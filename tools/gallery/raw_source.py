@@ -79,27 +79,28 @@ class RawSource:
         return [{"corpus": self.reader.corpus, "exclusions": exclusions, "config": {"notes": self.found.notes}}]
 
 
-def open_raw(path: Path, annotation: Path | None, series: str = "") -> RawSource:
+def open_raw(path: Path, annotation: Path | None, encoding: str = "", series: str = "") -> RawSource:
     """Recognise a raw tree and open it.
 
     Args:
         path: CT-RATE root, CTRG root (with its annotation), or the CSV of an own data set.
         annotation: JSON of a CTRG download.
         series: of an own data set, which of several series of a DICOM folder.
+        encoding: of tables that are not UTF-8.
 
     Raises:
         DataError: nothing known is there.
     """
     if path.is_file():
-        return RawSource(_own_reader(path, series))
+        return RawSource(_own_reader(path, encoding, series))
     annotation = annotation or _annotation_in(path)
     if annotation is not None:
         from prepro.readers.ctrg import CtrgReader
 
-        return RawSource(CtrgReader(path, annotation, WHOLE))
+        return RawSource(CtrgReader(path, annotation, WHOLE, encoding=encoding))
     from prepro.readers.ct_rate import CtRateReader
 
-    reader = CtRateReader(path, WHOLE)
+    reader = CtRateReader(path, WHOLE, encoding=encoding)
     try:
         reader.dataset_folder()
     except DataError:
@@ -107,13 +108,13 @@ def open_raw(path: Path, annotation: Path | None, series: str = "") -> RawSource
     return RawSource(reader)
 
 
-def _own_reader(table: Path, series: str) -> Reader:
+def _own_reader(table: Path, encoding: str, series: str) -> Reader:
     """The reader of a CSV whose volume paths are relative to its own folder."""
     from prepro.readers.own_data import OwnDataReader
 
     if table.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(f"a {table.suffix or 'nameless'} file is no data set", REMEDY, path=str(table))
-    return OwnDataReader(table, table.resolve().parent, WHOLE, series=series)
+    return OwnDataReader(table, table.resolve().parent, WHOLE, encoding=encoding, series=series)
 
 
 def _annotation_in(root: Path) -> Path | None:

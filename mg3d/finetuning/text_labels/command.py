@@ -18,6 +18,7 @@ from mg3d.datasets.labelled_reports import (
     write_labelled_reports,
 )
 from mg3d.errors import ConfigError, DataError
+from mg3d.files import add_encoding_option
 from mg3d.finetuning.text_labels.remembered import read_run, recalled, remembered, table_digest
 
 DEFAULT_ENCODER = "zzxslp/RadBERT-RoBERTa-4m"
@@ -55,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         add = commands.add_parser(name, help=meaning).add_argument
         add("--model", type=Path, required=True, metavar="RUN/best", help="folder of a trained classifier")
         add("--data", type=Path, required=True, metavar="CSV", help="table of reports")
+        add_encoding_option(add)
         add("--out", type=Path, required=True, metavar="PATH", help="folder (evaluate) or csv table (label) to write")
         add("--batch-size", type=int, default=32, metavar="N", help="reports a step (%(default)s)")
         add("--bootstrap-rounds", type=int, default=1000, metavar="N", help="rounds of the intervals (%(default)s)")
@@ -66,6 +68,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, metavar="CSV", help="training table, or the table to split into folds")
     add("--val", type=Path, metavar="CSV", help="table that decides when to stop")
     add("--test", type=Path, metavar="CSV", help="table to score on (else the validation table, and said so)")
+    add_encoding_option(add)
     add("--fold", type=int, metavar="K", help="hold out this part of --data instead of reading --val and --test")
     add("--num-folds", type=int, default=5, metavar="N", help="parts (%(default)s)")
     add("--val-share", type=float, default=0.1, metavar="P", help="share of the rest that stops training (%(default)s)")
@@ -163,7 +166,7 @@ def _resume(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def _evaluate(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     labeller = _load(options.model)
-    test = read_labelled_reports(options.data, labeller.options.findings)
+    test = read_labelled_reports(options.data, labeller.options.findings, encoding=options.encoding)
     options.out.mkdir(parents=True, exist_ok=True)
     text, summary = _scored(labeller, test, None, options.out, options, [])
     return text, {"out": str(options.out), "test": len(test), **summary}
@@ -172,7 +175,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 def _label(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if options.out.suffix != ".csv" or not options.out.absolute().parent.is_dir():
         raise DataError("labels are written to a csv file in a folder that exists", "mend --out", path=str(options.out))
-    reports = read_labelled_reports(options.data, (), need_labels=False)
+    reports = read_labelled_reports(options.data, (), need_labels=False, encoding=options.encoding)
     labeller = _load(options.model)
     found = labeller.label(reports.texts, batch_size=options.batch_size)
     labelled = LabelledReports(reports.ids, reports.texts, found, labeller.options.findings)
@@ -194,7 +197,7 @@ def _tables(
     """Training, validation and test reports, and what to say about them."""
     from mg3d.finetuning.text_labels.splits import held_out_fold
 
-    data = read_labelled_reports(options.data)
+    data = read_labelled_reports(options.data, encoding=options.encoding)
     if options.fold is not None:
         if options.val or options.test:
             raise ConfigError("--fold beside --val or --test", "give either a fold or the tables")
@@ -202,8 +205,8 @@ def _tables(
         return (*parts, [f"fold {options.fold} of {options.num_folds}, identical reports kept together"])
     if options.val is None:
         raise ConfigError("neither --fold nor --val is given", "add --fold 0, or --val and --test tables")
-    val = read_labelled_reports(options.val)
-    test = read_labelled_reports(options.test) if options.test else val
+    val = read_labelled_reports(options.val, encoding=options.encoding)
+    test = read_labelled_reports(options.test, encoding=options.encoding) if options.test else val
     notes = [] if options.test else ["selection = reporting: scored on the reports that stopped the training"]
     known = {" ".join(text.lower().split()) for text in data.texts}
     shared = sum(" ".join(text.lower().split()) in known for text in test.texts)
