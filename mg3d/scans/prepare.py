@@ -84,17 +84,17 @@ def prepare_scan(
     Raises:
         DataError: no voxel size, no plausible intensity scale, or too many voxels that are not finite.
     """
-    filled = fill_nonfinite(raw)
+    not_finite = nonfinite_voxels(raw)
     scale = _choose_scale(raw, table_rescale, rescale)
     raw = believed(raw, table_spacing_mm, table_expected)
     spacing_xyz, source, warnings = choose_spacing(raw, table_spacing_mm, assumed_spacing_mm, table_shape)
-    if filled:
-        warnings.append(f"{filled} voxels that are not finite filled with the smallest value")
     if not scale.plausible:
         warnings.append("values do not look like a chest CT in HU")
     affine = raw.affine if source == "header" else _with_voxel_size(raw.affine, spacing_xyz)
     low, high, air = _as_stored(scale, *geometry.window_hu, max(AIR_HU, geometry.window_hu[0]))
     limits = min(low, high), max(low, high)
+    if filled := fill_nonfinite(raw, not_finite, air):
+        warnings.append(f"{filled} voxels that are not finite are filled with air")
     canonical, spacing_mm, tilt = to_canonical(raw.voxels_xyz, affine, spacing_xyz, orientation, air, limits)
     plans = plan_axes(canonical.shape, spacing_mm, grid(canonical.shape, spacing_mm) if grid else geometry)
     values_hu = resample_crop(canonical, plans, scale.slope, scale.intercept, geometry.window_hu, dtype)
@@ -115,8 +115,8 @@ def _as_stored(scale: Rescale, *values_hu: float) -> list[float]:
     return [(value - scale.intercept) / scale.slope for value in values_hu]
 
 
-def fill_nonfinite(raw: RawVolume) -> int:
-    """Replace NaN and infinity by the smallest finite value (air or padding), in place.
+def nonfinite_voxels(raw: RawVolume) -> np.ndarray | None:
+    """Find the voxels that are NaN or infinite, and refuse what cannot be filled.
 
     Up to a tenth of the voxels may lie anywhere. Those outside the field of view do not count, while they are at most
     six tenths: the ones from which nothing finite lies on the way to the border of the axial slice, neither along
@@ -126,14 +126,14 @@ def fill_nonfinite(raw: RawVolume) -> int:
         raw: the scan as read.
 
     Returns:
-        number of voxels replaced.
+        mask [X,Y,Z], None when all are finite.
 
     Raises:
         DataError: more are not finite.
     """
     voxels = raw.voxels_xyz
     if voxels.dtype.kind != "f":
-        return 0
+        return None
     bad = ~np.isfinite(voxels)
     count = int(np.count_nonzero(bad))
     if count > MAX_NONFINITE_SHARE * voxels.size:
@@ -142,9 +142,24 @@ def fill_nonfinite(raw: RawVolume) -> int:
             message = f"{count} of {voxels.size} voxels are not finite, {inside} of them inside the field of view"
             remedy = "set them to air (-1000 HU) where they lie outside the body; else make the volume again"
             raise DataError(message, remedy, path=raw.path)
-    if count:
-        voxels[bad] = np.min(voxels, where=~bad, initial=np.inf)
-    return count
+    return bad if count else None
+
+
+def fill_nonfinite(raw: RawVolume, bad: np.ndarray | None, value: float) -> int:
+    """Set voxels in place.
+
+    Args:
+        raw: the scan as read.
+        bad: from :func:`nonfinite_voxels`.
+        value: air, in stored units.
+
+    Returns:
+        number of voxels set.
+    """
+    if bad is None:
+        return 0
+    raw.voxels_xyz[bad] = value
+    return int(np.count_nonzero(bad))
 
 
 def _outside_field_of_view(bad: np.ndarray, affine: np.ndarray) -> np.ndarray:

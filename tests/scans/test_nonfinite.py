@@ -29,7 +29,7 @@ def test_few_voxels_that_are_not_finite_become_air(tmp_path: Path, value: float)
     scan = _prepared(save_nifti(tmp_path / "a.nii.gz", volume))
     assert scan.record["filled_voxels"] == 27
     assert (scan.voxels_hu[5:8, 4:7, 3:6] == -1000).all()
-    assert scan.warnings == ("27 voxels that are not finite filled with the smallest value",)
+    assert scan.warnings == ("27 voxels that are not finite are filled with air",)
 
 
 @pytest.mark.parametrize("orientation", [0, 29, 47])
@@ -44,7 +44,7 @@ def test_voxels_outside_a_round_field_of_view_become_air_with_a_warning(
     path = save_volume(tmp_path / "a.nii.gz", volume, orientation=signed_permutations()[orientation])
     scan = _prepared(path)
     assert scan.record["filled_voxels"] == outside.sum() * body.shape[2]
-    assert "not finite filled" in scan.warnings[0]
+    assert "are filled with air" in scan.warnings[0]
     found = scan.voxels_hu.transpose(2, 1, 0)
     assert (found[outside] == -1000).all()
     np.testing.assert_array_equal(found[~outside], np.clip(body, -1000, 1000)[~outside])
