@@ -133,7 +133,7 @@ def _train(options: argparse.Namespace, resumed: Path | None = None) -> tuple[st
     from mg3d.finetuning.text_labels.state import STATE
     from mg3d.finetuning.text_labels.training import BEST, TrainingOptions, fit
     from mg3d.models.finetune.text_classifier import ClassifierOptions, ReportLabeller
-    from mg3d.training.run_folder import create_run_folder, write_json
+    from mg3d.training.run_folder import create_run_folder, run_lock, write_json
 
     training = TrainingOptions(**{field.name: getattr(options, field.name) for field in fields(TrainingOptions)})
     design = ClassifierOptions(train.names, options.unit, options.pooling, options.max_length, options.dropout)
@@ -146,10 +146,11 @@ def _train(options: argparse.Namespace, resumed: Path | None = None) -> tuple[st
         write_json(folder / "config.json", {**given, "classifier": asdict(design), "training": asdict(training)})
     else:
         folder = resumed
-    history = fit(labeller, train, val, training, folder, resume=resumed is not None)
-    text, summary = _scored(labeller, test, train, folder, options, notes)
-    for path in folder.glob(f"{STATE}*"):  # the run is complete
-        path.unlink()
+    with run_lock(folder):
+        history = fit(labeller, train, val, training, folder, resume=resumed is not None)
+        text, summary = _scored(labeller, test, train, folder, options, notes)
+        for path in folder.glob(f"{STATE}*"):  # the run is complete
+            path.unlink()
     sizes = {name: len(ids) for name, ids in parts.items()}
     return text, {"run_dir": str(folder), "model": str(folder / BEST), "epochs": len(history), **sizes, **summary}
 
@@ -164,19 +165,21 @@ def _resume(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 def _evaluate(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     labeller = _load(options.model)
     test = read_labelled_reports(options.data, labeller.options.findings)
-    options.out.mkdir(parents=True, exist_ok=True)
-    text, summary = _scored(labeller, test, None, options.out, options, [])
+    with exclusive_output(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+        text, summary = _scored(labeller, test, None, options.out, options, [])
     return text, {"out": str(options.out), "test": len(test), **summary}
 
 
 def _label(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if options.out.suffix != ".csv" or not options.out.absolute().parent.is_dir():
         raise DataError("labels are written to a csv file in a folder that exists", "mend --out", path=str(options.out))
-    reports = read_labelled_reports(options.data, (), need_labels=False)
-    labeller = _load(options.model)
-    found = labeller.label(reports.texts, batch_size=options.batch_size)
-    labelled = LabelledReports(reports.ids, reports.texts, found, labeller.options.findings)
-    write_labelled_reports(options.out, labelled)
+    with exclusive_output(options.out):
+        reports = read_labelled_reports(options.data, (), need_labels=False)
+        labeller = _load(options.model)
+        found = labeller.label(reports.texts, batch_size=options.batch_size)
+        labelled = LabelledReports(reports.ids, reports.texts, found, labeller.options.findings)
+        write_labelled_reports(options.out, labelled)
     empty = sum(not text.strip() for text in reports.texts)
     counts = dict(zip(labelled.names, map(int, found.sum(axis=0)), strict=True))
     return "", {"out": str(options.out), "reports": len(reports), "empty_reports": empty, "present": counts}
