@@ -148,6 +148,10 @@ def writing(path: Path, remedy: str = REMEDY, *, needed: int = 0, filled: Path |
     """
     try:
         yield
+    except OutputError as error:
+        if filled is None or not Path(error.path).is_relative_to(filled):
+            raise
+        raise OutputError(path, error.reason, remedy) from error  # a file of the temporary folder
     except Exception as error:
         least = _size(filled or path)
         known = f"about {readable_size(needed)}" if needed else f"more than {readable_size(least)}" if least else ""

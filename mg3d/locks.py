@@ -107,6 +107,11 @@ class FileLock:
             self.path.unlink()
         self.forget()
 
+    def survive_exec(self) -> None:
+        """Keep the lock when this process becomes another program."""
+        os.set_inheritable(self._descriptor, True)
+        _KEPT.append(self)
+
     def forget(self) -> None:
         """Close the file without giving the lock back: a forked process does so, its parent still holds it."""
         _HELD.discard(self)
@@ -133,6 +138,7 @@ class FileLock:
 
 
 _HELD: weakref.WeakSet[FileLock] = weakref.WeakSet()
+_KEPT: list[FileLock] = []
 
 
 def _forget_all() -> None:

@@ -15,14 +15,16 @@ from typing import Any
 __all__ = ["neutral", "one_line", "tolerate_any_encoding"]
 
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
-_OF_BARS = re.compile(r"(\r?)(.*?)((?<=\n)(?:\x1b\[A)+|(?<=\r) *\r)?", re.DOTALL)
-"""What a progress bar writes: back to the start of its line, a text; up again from further lines; a line of blanks."""
+_PLAIN = re.compile(r"()(.+)", re.DOTALL)
+_COLOURED = re.compile(r"(\x1b\[[0-9;]{0,8}m)|([^\x1b]+|\x1b)")
+_BAR = re.compile(r"(\A\r(?: *\r\Z)?|(?<=\n)(?:\x1b\[A)+\Z)|([^\r\x1b]+|.)", re.DOTALL)
+"""A progress bar goes back to the start of its line, blanks it, and goes up again from further lines."""
 
 
 def neutral(text: str) -> str:
-    """Return the text with every control character but line feed and tabulator as ``\\\\uXXXX``.
+    """Return the text with every control character but line feed and tabulator as a JSON escape.
 
-    That is how JSON writes them, so a line of JSON stays one.
+    A line of JSON stays one.
     """
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -40,23 +42,27 @@ class _NeutralRecord(logging.LogRecord):
         return neutral(super().getMessage())
 
 
-def tolerate_any_encoding() -> None:
-    """Let every line of output and log pass :func:`neutral`, and print letters that the terminal lacks as escapes."""
+def tolerate_any_encoding(*, colours: bool = False) -> None:
+    """Let all output and log lines pass :func:`neutral`, and print letters that the terminal lacks as escapes.
+
+    Args:
+        colours: leave colour codes on standard output alone.
+    """
     logging.setLogRecordFactory(_NeutralRecord)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-            _neutralise(stream, bars=stream is sys.stderr)
+            _neutralise(stream, _BAR if stream is sys.stderr else _COLOURED if colours else _PLAIN)
 
 
-def _neutralise(stream: Any, *, bars: bool) -> None:
+def _neutralise(stream: Any, kept: re.Pattern[str]) -> None:
     if getattr(stream, "passes_neutral", False):
         return
     write = stream.write
 
     def write_neutral(text: str) -> int:
-        found = _OF_BARS.fullmatch(text) if bars else None
-        before, text, after = (part or "" for part in found.groups()) if found else ("", text, "")
-        return write(f"{before}{neutral(text)}{after}")
+        shown = "".join(own or neutral(other) for own, other in kept.findall(text))
+        write(shown)
+        return len(text)
 
     stream.write, stream.passes_neutral = write_neutral, True

@@ -26,6 +26,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from mg3d.atomic import write_text_atomically  # noqa: E402
 from mg3d.command_line import Parser, exit_code_of  # noqa: E402
 from mg3d.errors import DataError, MG3DError  # noqa: E402 - the lines above make it importable
+from mg3d.locks import exclusive_output  # noqa: E402
 
 MAX_PROBLEMS = 20
 
@@ -78,7 +81,8 @@ def _run(options: argparse.Namespace) -> int:
 
     tolerances = tuple(dict.fromkeys(options.tolerance_mm))
     settings = Settings(dict(options.labels) if options.labels else None, options.definition, tolerances)
-    return _score_folders(options, settings) if options.truth.is_dir() else _score_files(options, settings)
+    with exclusive_output(options.out) if options.out else nullcontext():
+        return _score_folders(options, settings) if options.truth.is_dir() else _score_files(options, settings)
 
 
 def _score_files(options: argparse.Namespace, settings: Any) -> int:
@@ -86,7 +90,7 @@ def _score_files(options: argparse.Namespace, settings: Any) -> int:
 
     scores = score_pair(options.truth, options.pred, settings)
     if options.out:
-        options.out.write_text(csv_text(rows_of(case_name(options.truth), scores)), encoding="utf-8")
+        write_text_atomically(options.out, csv_text(rows_of(case_name(options.truth), scores)))
     if not options.json:
         header = ["class", *next(iter(scores.values()))]
         cells = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in scores.items()]
@@ -112,7 +116,7 @@ def _score_folders(options: argparse.Namespace, settings: Any) -> int:
             f"none of {len(pairs)} pairs can be scored; {problems[-1]}", "see the other files' messages too"
         )
     if options.out:
-        options.out.write_text(csv_text(rows), encoding="utf-8")
+        write_text_atomically(options.out, csv_text(rows))
     summary = summarise(rows, settings.tolerances_mm)
     if not options.json:
         header = ["class", *next(iter(summary.values()))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -103,7 +102,9 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     try:
         taken = lock.acquire()
     except OSError as error:
-        raise OutputError(run_dir, error.strerror or str(error), "give log_dir= a folder that can be written") from error
+        raise OutputError(
+            run_dir, error.strerror or str(error), "give log_dir= a folder that can be written"
+        ) from error
     if not taken:
         raise _busy(run_dir, lock)
     lock.sign()

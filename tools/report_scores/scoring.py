@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mg3d.atomic import write_text_atomically
 from mg3d.errors import DataError, EnvironmentProblem
 from mg3d.metrics.captioning import CaptionScores, score_captions
 from mg3d.metrics.clinical import PROTOCOL as CLINICAL_PROTOCOL
@@ -144,7 +145,7 @@ def write_per_case(path: Path, pairs: Pairs, scores: CaptionScores) -> None:
     writer.writerow(["id", *scores.per_case])
     for number, name in enumerate(pairs.ids):
         writer.writerow([name, *(f"{column[number]:.6f}" for column in scores.per_case.values())])
-    path.write_text(stream.getvalue(), encoding="utf-8", newline="")
+    write_text_atomically(path, stream.getvalue())
 
 
 def render(result: Mapping[str, Any]) -> str:

@@ -8,9 +8,9 @@ import logging
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mg3d.command_line import exit_code_of
+from mg3d.command_line import Parser, exit_code_of
 from mg3d.datasets.labelled_reports import (
     LabelledReports,
     read_labelled_reports,
@@ -19,6 +19,7 @@ from mg3d.datasets.labelled_reports import (
 )
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.text_labels.remembered import read_run, recalled, remembered, table_digest
+from mg3d.locks import exclusive_output
 
 DEFAULT_ENCODER = "zzxslp/RadBERT-RoBERTa-4m"
 _HELP = """Read the 18 CT-RATE findings from reports.
@@ -39,14 +40,9 @@ beside a keyword labeller and two constants. The last line of standard output is
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n  mend: see {self.prog} --help\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = _Parser(description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{train,resume,evaluate,label}")
     _add_training(commands.add_parser("train", help="train, then score on held-out reports"))
     again = commands.add_parser("resume", help="go on with a training that was killed, with its own options")
