@@ -110,7 +110,6 @@ class FileLock:
     def survive_exec(self) -> None:
         """Keep the lock when this process becomes another program."""
         os.set_inheritable(self._descriptor, True)
-        _KEPT.append(self)
 
     def forget(self) -> None:
         """Close the file without giving the lock back: a forked process does so, its parent still holds it."""
@@ -138,7 +137,6 @@ class FileLock:
 
 
 _HELD: weakref.WeakSet[FileLock] = weakref.WeakSet()
-_KEPT: list[FileLock] = []
 
 
 def _forget_all() -> None:

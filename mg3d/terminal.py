@@ -15,10 +15,10 @@ from typing import Any
 __all__ = ["neutral", "one_line", "tolerate_any_encoding"]
 
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
-_PLAIN = re.compile(r"()(.+)", re.DOTALL)
-_COLOURED = re.compile(r"(\x1b\[[0-9;]{0,8}m)|([^\x1b]+|\x1b)")
-_BAR = re.compile(r"(\A\r(?: *\r\Z)?|(?<=\n)(?:\x1b\[A)+\Z)|([^\r\x1b]+|.)", re.DOTALL)
+_OF_BARS = r"\A\r(?: *\r\Z)?|(?<=\n)(?:\x1b\[A)+\Z"
 """A progress bar goes back to the start of its line, blanks it, and goes up again from further lines."""
+_BARS = re.compile(rf"({_OF_BARS})|([^\r\x1b]+|.)", re.DOTALL)
+_BARS_AND_COLOURS = re.compile(rf"({_OF_BARS}|\x1b\[[0-9;]{{0,8}}m)|([^\r\x1b]+|.)", re.DOTALL)
 
 
 def neutral(text: str) -> str:
@@ -46,13 +46,13 @@ def tolerate_any_encoding(*, colours: bool = False) -> None:
     """Let all output and log lines pass :func:`neutral`, and print letters that the terminal lacks as escapes.
 
     Args:
-        colours: leave colour codes on standard output alone.
+        colours: leave colour codes alone.
     """
     logging.setLogRecordFactory(_NeutralRecord)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-            _neutralise(stream, _BAR if stream is sys.stderr else _COLOURED if colours else _PLAIN)
+            _neutralise(stream, _BARS_AND_COLOURS if colours else _BARS)
 
 
 def _neutralise(stream: Any, kept: re.Pattern[str]) -> None:

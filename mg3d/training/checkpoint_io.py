@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from mg3d.atomic import atomic_path, check_room, remove_abandoned, write_text_atomically, writing
+from mg3d.atomic import atomic_path, remove_abandoned, write_text_atomically, writing
 from mg3d.errors import CheckpointError
 from mg3d.models.weights_file import METADATA_KEY, check_format_version
 
@@ -171,11 +171,10 @@ def save_file(content: Mapping[str, Any], path: Path, note: str = "") -> None:
         CheckpointError: the tree holds something else than tensors and plain types.
     """
     safe = to_safe(content)
-    needed = _expected_bytes(path, safe)
+    needed = int(SPACE_FACTOR * _expected_bytes(path, safe))
     with writing(path, REMEDY, needed=needed):
         path.parent.mkdir(parents=True, exist_ok=True)
-    check_room(path, int(SPACE_FACTOR * needed), REMEDY)
-    with atomic_path(path, REMEDY, mode=0o600) as temporary:
+    with atomic_path(path, REMEDY, needed=needed, mode=0o600) as temporary:
         digest = _write_temporary(safe, temporary)
         previous = read_sidecar(path)[0] if path.exists() else []
         _write_sidecar(path, [digest, *previous[:1]], note)
