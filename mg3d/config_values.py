@@ -181,7 +181,7 @@ def _check_name(place: str, name: Any) -> None:
     if name.startswith(_TAG):
         raise ConfigError(f"{place}: {name} is a tag that builds objects", "give plain values")
     if not name or "." in name or one_line(name) != name:
-        raise ConfigError(f"{place}: {one_line(name)!r} is no name of a key", "nest the dictionaries instead of dots")
+        raise ConfigError(f"{one_line(place)} is no name of a key", "nest the dictionaries instead of dots")
 
 
 def _items(place: str, value: Any) -> Iterator[tuple[str, Any]]:
