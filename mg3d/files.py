@@ -13,17 +13,15 @@ import codecs
 import csv
 import io
 import itertools
-import os
 import re
-import secrets
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mg3d.atomic import atomic_path
 from mg3d.errors import DataError
 
 __all__ = [
@@ -31,7 +29,6 @@ __all__ = [
     "SEPARATORS",
     "Table",
     "add_encoding_option",
-    "atomic_path",
     "csv_text",
     "decode_text",
     "id_key",
@@ -323,27 +320,6 @@ def _safe(cell: object) -> object:
 def _as_text(cell: str) -> str:
     """Undo :func:`_safe`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside a file, and rename it to the file at the end.
-
-    Args:
-        path: the file; its folder exists.
-
-    Yields:
-        a path that does not exist yet; after an error nothing is left of it, and the old file is as it was.
-    """
-    if path.exists() and not path.is_file():  # a pipe or a terminal: nothing to rename
-        yield path
-        return
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:

@@ -30,6 +30,7 @@ if str(ROOT) not in sys.path:
 
 from mg3d.command_line import Parser, exit_code_of, natural  # noqa: E402
 from mg3d.errors import CheckpointError, DataError  # noqa: E402 - the line above makes it importable
+from mg3d.locks import exclusive_output  # noqa: E402
 from mg3d.scans.folders import FOLLOW_LINKS  # noqa: E402
 from tools.weights_options import add_weights_options  # noqa: E402
 
@@ -79,9 +80,10 @@ def _run(options: argparse.Namespace) -> int:
     _check(options)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("mg3d.inference").setLevel(logging.INFO)
-    from tools.embedding.job import embed
+    with exclusive_output(options.out):
+        from tools.embedding.job import embed
 
-    result = embed(options)
+        result = embed(options)
     print(json.dumps(result))
     return 1 if result["failed"] else 0
 

@@ -28,6 +28,7 @@ if str(ROOT) not in sys.path:
 from mg3d.command_line import Parser, exit_code_of, natural, print_json_line  # noqa: E402
 from mg3d.errors import DataError, MG3DError  # noqa: E402 - the lines above make it importable
 from mg3d.files import read_csv  # noqa: E402
+from mg3d.locks import exclusive_output  # noqa: E402
 
 GENERATED = "generated.json"
 LABELLERS = ("auto", "keywords", "phantom", "none")
@@ -103,18 +104,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     ]
     reader, reads = _reader(options.labeller, config)
     out = options.out or folder / PAGE
-    summary = write_gallery(
-        out,
-        cases,
-        count=options.cases,
-        title=f"Generated reports of {'/'.join(folder.resolve().parts[-2:])}",
-        facts=[f"findings read by {reads}", *(f"protocol {value}" for value in [metrics.get("protocol")] if value)],
-        reader=reader,
-        volumes=_volumes(options, config, metrics),
-        order_by=options.order_by,
-        pretokenised=not options.tokenise,
-        seed=options.seed,
-    )
+    with exclusive_output(out):
+        summary = write_gallery(
+            out,
+            cases,
+            count=options.cases,
+            title=f"Generated reports of {'/'.join(folder.resolve().parts[-2:])}",
+            facts=[f"findings read by {reads}", *(f"protocol {value}" for value in [metrics.get("protocol")] if value)],
+            reader=reader,
+            volumes=_volumes(options, config, metrics),
+            order_by=options.order_by,
+            pretokenised=not options.tokenise,
+            seed=options.seed,
+        )
     return {**summary, "labeller": reads, "page": str(out)}
 
 

@@ -26,6 +26,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ if str(ROOT) not in sys.path:
 from mg3d.command_line import Parser, exit_code_of  # noqa: E402
 from mg3d.errors import DataError, MG3DError  # noqa: E402 - the lines above make it importable
 from mg3d.files import write_csv  # noqa: E402
+from mg3d.locks import exclusive_output  # noqa: E402
 
 MAX_PROBLEMS = 20
 
@@ -79,7 +81,8 @@ def _run(options: argparse.Namespace) -> int:
 
     tolerances = tuple(dict.fromkeys(options.tolerance_mm))
     settings = Settings(dict(options.labels) if options.labels else None, options.definition, tolerances)
-    return _score_folders(options, settings) if options.truth.is_dir() else _score_files(options, settings)
+    with exclusive_output(options.out) if options.out else nullcontext():
+        return _score_folders(options, settings) if options.truth.is_dir() else _score_files(options, settings)
 
 
 def _score_files(options: argparse.Namespace, settings: Any) -> int:

@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if str(ROOT) not in sys.path:
 from mg3d.command_line import Parser, exit_code_of  # noqa: E402
 from mg3d.errors import CheckpointError, DataError, MG3DError  # noqa: E402 - the lines above make it importable
 from mg3d.files import read_text  # noqa: E402
+from mg3d.locks import exclusive_output  # noqa: E402
 from mg3d.scans.folders import FOLLOW_LINKS  # noqa: E402
 from tools.weights_options import add_weights_options, check_scan, check_weights, open_model, open_processor  # noqa: E402
 
@@ -111,12 +113,19 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     Raises:
         MG3DError: bad input, or weights without a shared image-text space.
     """
-    from tools.retrieval.search import check_out, write_rows
+    from tools.retrieval.search import check_out
 
     check_scan(options.path)
     check_out(options.out)
     questions = read_questions(options)
     check_weights(options.weights)
+    with exclusive_output(options.out) if options.out else nullcontext():
+        return _score_all(options, questions)
+
+
+def _score_all(options: argparse.Namespace, questions: Questions) -> tuple[str, dict[str, Any]]:
+    from tools.retrieval.search import write_rows
+
     model = open_model(options)
     if not model.has_shared_space:
         from mg3d.inference.model import NO_SPACE, NO_SPACE_MEND

@@ -11,11 +11,12 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
+from mg3d.atomic import atomic_path, write_text_atomically
 from mg3d.errors import CheckpointError
 from mg3d.training import collective
 from mg3d.training.callbacks import StepMonitor
-from mg3d.training.checkpoint_io import TEMPORARY, check_file, load_file, sidecar_path
-from mg3d.training.run_folder import CHECKPOINTS, write_text_atomically
+from mg3d.training.checkpoint_io import check_file, load_file, sidecar_path
+from mg3d.training.run_folder import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +75,11 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     """Copy a checkpoint with its digest unless it is missing, damaged, or the target is there."""
     if target.is_file() or not source.is_file() or check_file(source):
         return
-    partial = target.with_name(f".{target.name}.copy{TEMPORARY}")
-    shutil.copy2(source, partial)
-    if sidecar_path(source).is_file():
-        text = sidecar_path(source).read_text(encoding="utf-8").replace(f"  {source.name}", f"  {target.name}")
-        write_text_atomically(sidecar_path(target), text)
-    partial.replace(target)
+    with atomic_path(target, needed=source.stat().st_size, mode=0o600) as partial:
+        shutil.copyfile(source, partial)
+        if sidecar_path(source).is_file():
+            text = sidecar_path(source).read_text(encoding="utf-8").replace(f"  {source.name}", f"  {target.name}")
+            write_text_atomically(sidecar_path(target), text)
 
 
 def checkpoint_of(place: str | Path) -> Path:

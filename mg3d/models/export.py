@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from mg3d import __version__
+from mg3d.atomic import atomic_folder
 from mg3d.errors import CheckpointError
 from mg3d.models.conversion import OwnWeights, read_own_weights
 from mg3d.models.model_card import as_json, write_card
@@ -105,6 +105,7 @@ def export_folder(
 
     Raises:
         CheckpointError: unreadable source, unknown preparation, or ``out`` exists.
+        OutputError: no room, no permission.
     """
     out = Path(out)
     if isinstance(source, OwnWeights):
@@ -115,10 +116,7 @@ def export_folder(
     preprocessor = _preprocessor({**(geometry or {}), **own.metadata})
     place = Path(tokenizer or own.metadata.get("text_encoder") or "").expanduser()
     config = _config(own, {"code": "Apache-2.0", "weights": licence, "data": data_licence}, training_data)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with atomic_folder(out, needed=sum(value.nbytes for value in own.tensors.values())) as partial:
         has_tokenizer = _copy_tokenizer(place, partial / TOKENIZER_NAME)
         config["text_encoder"]["tokenizer"] = TOKENIZER_NAME if has_tokenizer else None
         origin = {key: config[key] for key in ("licence", "training_data")}
@@ -126,11 +124,6 @@ def export_folder(
         (partial / CONFIG_NAME).write_text(as_json(config), encoding="utf-8")
         (partial / PREPROCESSOR_NAME).write_text(as_json(preprocessor), encoding="utf-8")
         (partial / CARD_NAME).write_text(write_card(config, preprocessor, title or out.name), encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

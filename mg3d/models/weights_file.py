@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mg3d.atomic import atomic_path, write_text_atomically
 from mg3d.errors import CheckpointError
 
 METADATA_KEY = "mg3d_metadata"
@@ -71,7 +72,7 @@ def sidecar_path(path: str | os.PathLike[str]) -> Path:
 def write_sidecar(path: str | os.PathLike[str]) -> Path:
     """Write the checksum file beside a weights file, in the format of ``sha256sum``."""
     sidecar = sidecar_path(path)
-    sidecar.write_text(f"{file_sha256(path)}  {Path(path).name}\n", encoding="ascii")
+    write_text_atomically(sidecar, f"{file_sha256(path)}  {Path(path).name}\n")
     return sidecar
 
 
@@ -192,6 +193,9 @@ def save_weights(
 
     Returns:
         The path.
+
+    Raises:
+        OutputError: no room, no permission.
     """
     from safetensors.torch import save_file
 
@@ -199,16 +203,28 @@ def save_weights(
     state = module.state_dict() if isinstance(module, nn.Module) else module
     # clones: safetensors refuses tensors that share memory
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    partial = path.with_name(f"{path.name}.tmp")
-    try:
-        header = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True), DIGEST_KEY: tensor_digest(tensors)}
+    header = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True), DIGEST_KEY: tensor_digest(tensors)}
+    with atomic_path(path, needed=sum(value.nbytes for value in tensors.values())) as partial:
         save_file(tensors, partial, metadata=header)
-        partial.chmod(0o644)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     write_sidecar(path)
     return path
+
+
+def save_torch(content: Mapping[str, Any], path: Path) -> Path:
+    """Write a torch file of tensors and plain values with its checksum file, whole or not at all.
+
+    Raises:
+        OutputError: no room, no permission.
+    """
+    needed = sum(value.nbytes for part in content.values() for value in _tensors(part))
+    with atomic_path(path, needed=needed) as partial:
+        torch.save(dict(content), partial)
+    write_sidecar(path)
+    return path
+
+
+def _tensors(part: Any) -> list[Tensor]:
+    return [value for value in part.values() if isinstance(value, Tensor)] if isinstance(part, Mapping) else []
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mg3d.atomic import is_special
 from mg3d.errors import DataError
 
 FOLLOW_LINKS = "--follow-links"
@@ -56,11 +57,6 @@ class PassedOver:
             (self.unreadable, "folders that may not be listed left out"),
         )
         return [f"{len(paths)} {words}, first: {paths[0]}" for paths, words in what if paths]
-
-
-def is_special(path: Path) -> bool:
-    """Whether a path is a pipe, socket or device, which must not be opened."""
-    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def files_in(folder: Path, *, special: bool = False) -> list[Path]:

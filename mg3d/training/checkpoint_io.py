@@ -9,7 +9,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -21,16 +20,16 @@ import numpy as np
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from mg3d.errors import CheckpointError, RunFailedError
+from mg3d.atomic import atomic_path, remove_abandoned, write_text_atomically, writing
+from mg3d.errors import CheckpointError
 from mg3d.models.weights_file import METADATA_KEY, check_format_version
-from mg3d.training.run_folder import sync_directory, write_text_atomically
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".ckpt"
 SIDECAR = ".sha256"
-TEMPORARY = ".tmp"
 SPACE_FACTOR = 1.2
+REMEDY = "free space or choose another log_dir, then resume_from=last"
 READ_BLOCK = 1 << 22
 RESUMABLE = ("state_dict", "optimizer_states", "global_step")
 """What a checkpoint must hold to be resumed."""
@@ -168,33 +167,22 @@ def save_file(content: Mapping[str, Any], path: Path, note: str = "") -> None:
         note: comment line of the sidecar.
 
     Raises:
-        RunFailedError: the disk is full or read-only, with needed and free bytes; the previous file stays.
+        OutputError: the disk is full or read-only, with needed and free bytes; the previous file stays.
         CheckpointError: the tree holds something else than tensors and plain types.
     """
     safe = to_safe(content)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    needed = _expected_bytes(path, safe)
-    try:
+    needed = int(SPACE_FACTOR * _expected_bytes(path, safe))
+    with writing(path, REMEDY, needed=needed):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(path, needed)
+    with atomic_path(path, REMEDY, needed=needed, mode=0o600) as temporary:
         digest = _write_temporary(safe, temporary)
         previous = read_sidecar(path)[0] if path.exists() else []
         _write_sidecar(path, [digest, *previous[:1]], note)
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-        _write_sidecar(path, [digest], note)
-    except OSError as error:
-        raise RunFailedError(
-            f"cannot save {path}: {error.strerror or error} (about {needed} bytes needed, {_free(path)} free)",
-            "free space or choose another log_dir, then resume_from=last",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    _write_sidecar(path, [digest], note)
 
 
 def _write_temporary(safe: Any, temporary: Path) -> str:
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_TRUNC)
     stream = _HashingFile(descriptor)
     try:
         torch.save(safe, stream)  # type: ignore[arg-type]
@@ -219,17 +207,6 @@ def _tensor_bytes(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(map(_tensor_bytes, value.values()))
     return sum(map(_tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
-
-
-def _free(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return shutil.disk_usage(path.parent).free
-    return 0
-
-
-def _check_space(path: Path, needed: int) -> None:
-    if _free(path) < SPACE_FACTOR * needed:
-        raise OSError(28, "no space left on the device")
 
 
 def load_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -315,8 +292,5 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete temporary files that a killed writer left in a checkpoint folder; returns what was removed."""
-    leftovers = [entry for entry in folder.glob(f".*{TEMPORARY}") if entry.is_file()]
-    for entry in leftovers:
-        entry.unlink(missing_ok=True)
-    return leftovers
+    """Delete temporary files in a checkpoint folder whose writers are provably gone; returns what was removed."""
+    return remove_abandoned(folder)

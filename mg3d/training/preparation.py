@@ -14,7 +14,7 @@ from mg3d.errors import CheckpointError, MG3DError, RunFailedError
 from mg3d.training import collective, environment
 from mg3d.training.checkpoint_io import check_file, newest_checkpoint, read_sidecar, remove_leftovers
 from mg3d.training.processes import ProcessLayout
-from mg3d.training.run_folder import CHECKPOINTS, create_run_folder, run_name, versions
+from mg3d.training.run_folder import CHECKPOINTS, create_run_folder, refuse_living_run, run_name, versions
 from mg3d.training.settings import TrainingConfig
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ def resolve_resume(cfg: TrainingConfig) -> Path | None:
 
     Raises:
         CheckpointError: nothing there can be resumed.
+        EnvironmentProblem: another process still writes that run (a file of it may be named all the same).
     """
     if not cfg.resume_from:
         return None
@@ -36,6 +37,7 @@ def resolve_resume(cfg: TrainingConfig) -> Path | None:
     if cfg.resume_from == "last" or given.is_dir():
         last = cfg.resume_from == "last"
         folders = [folder / CHECKPOINTS for _, folder in versions(experiment)] if last else [given, given / CHECKPOINTS]
+        refuse_living_run(folders)
         choice = newest_checkpoint(folders)
         for path, problem in choice.skipped:
             log.warning("resume: skipped %s: %s", path, problem)

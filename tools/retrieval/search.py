@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from mg3d.atomic import atomic_path
 from mg3d.errors import DataError
-from mg3d.files import atomic_path, write_csv
+from mg3d.files import write_csv
 from tools.retrieval.table import EmbeddingTable
 
 REPORT_CHARACTERS = 70
