@@ -20,19 +20,20 @@ from mg3d.models.checkpoint import (
     CoverageReport,
     check_coverage,
     check_dtypes,
+    check_known,
     match_tensors,
     says_merging,
     stored_merging,
 )
 from mg3d.models.nnunet_format import describe_encoder, stated_architecture
 from mg3d.models.vision_encoders import encoder_from_metadata
-from mg3d.models.weight_maps import CONSTANT_SUFFIXES, NEVER_CALLED, Translation, translate
+from mg3d.models.weight_maps import CONSTANT_SUFFIXES, NEVER_CALLED, Translation, is_encoder_entry, translate
 from mg3d.models.weight_shapes import ENCODER_PREFIX, infer_encoder, infer_network
 from mg3d.models.weights_file import FORMAT_VERSION, NNUNET_KEY, WeightsFile, read_weights_file
 
 KEPT_HYPERPARAMETERS = ("max_text_len", "hidden_size", "num_top_layer", "fusion_variant", "itc_embed_dim")
 
-_ENCODER_ENTRY = re.compile(r"(patch_embed|layers\d+|proj_head|down_tr\d+|encoder\.stem|encoder\.stages)\.")
+_ENCODER_ENTRY = re.compile(r"(patch_embed|layers\d+c?|proj_head|down_tr\d+|encoder\.stem|encoder\.stages)\.")
 _SEGMENTATION_BLOCK = re.compile(r"encoder\d+\.")
 
 
@@ -74,6 +75,7 @@ def read_own_weights(
         CheckpointError: unreadable or incomplete file, other dtype, or a contradicted merging order.
     """
     file = read_weights_file(path)
+    check_known(file.tensors, path)
     translation = translate(file.tensors)
     own = {name: own_name(here, translation.family) for name, here in translation.names.items()}
     tensors = {key: file.tensors[name] for name, key in own.items() if key}
@@ -148,6 +150,7 @@ def _coverage(
     report = match_tensors(source, {**tensors, **target})[1]
     expected = {name for name in target if not name.endswith("num_batches_tracked")}
     report.missing = sorted(name for name in report.missing if name in expected)
+    report.encoder_unused += [name for name in tensors if is_encoder_entry(name, "mg3d") and name not in target]
     report.encoder_total = len(expected)
     report.encoder_loaded = len(expected.intersection(report.loaded))
     return report

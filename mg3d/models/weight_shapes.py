@@ -70,6 +70,7 @@ def _swin(own: Mapping[str, Tensor], patch_merging: str) -> dict[str, Any]:
         "proj_dims": [int(weight.shape[0]) for weight in projection],
         "out_channels": int(projection[-1].shape[0]) if projection else width * 2**stages,
         "stride": edges,
+        **({"residual_blocks": True} if any(re.match(r"layers\d+c\.", name) for name in own) else {}),
     }
 
 

@@ -41,7 +41,7 @@ NNUNET_KEY = "nnunet_init_args"
 WRAPPERS = ("state_dict", "network_weights", "net", "student", "model")
 """Names under which other programs nest the tensors, in the order in which they are tried."""
 
-_OUTER_PREFIXES = ("module.", "backbone.", "_orig_mod.", "network.")
+_OUTER_PREFIXES = ("module.", "backbone.", "student.", "_orig_mod.", "network.")
 
 
 @dataclass(frozen=True)
