@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.errors import CheckpointError
+from mg3d.models.bounds import check_metadata
 from mg3d.models.checkpoint import (
     CoverageReport,
     check_coverage,
@@ -82,6 +83,7 @@ def read_own_weights(
     if cast:
         tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     metadata = _describe(file, translation, tensors, stored_merging(file, patch_merging, path), extra or {})
+    check_metadata(metadata, path)
     target = {ENCODER_PREFIX + name: value for name, value in meta_encoder(metadata).state_dict().items()}
     wanted = {key: torch.float32 if value.is_floating_point() else value.dtype for key, value in tensors.items()}
     wanted |= {key: value.dtype for key, value in target.items() if key in tensors}
@@ -126,7 +128,7 @@ def _describe(
     pcrlv2 = NEVER_CALLED in translation.dropped.values()
     stored, inferred = file.metadata, infer_network(tensors)
     inferred["vision_encoder"] = infer_encoder(tensors, order, batch_statistics=not pcrlv2)
-    architecture = stated_architecture(stored.get(NNUNET_KEY) or {})
+    architecture = stated_architecture(stored.get(NNUNET_KEY))
     if architecture:
         with torch.device("meta"):  # the encoder's own description has more keys than nnU-Net's plans
             inferred["vision_encoder"] = encoder_from_metadata(describe_encoder(architecture)).metadata()
