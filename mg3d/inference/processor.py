@@ -20,6 +20,7 @@ from mg3d.errors import CheckpointError, DataError
 from mg3d.inference.crops import MIN_OVERLAP, crop_starts, pad_to
 from mg3d.inference.places import Place, find_weights
 from mg3d.inference.scan_table import TableRow, read_scan_table, scan_name
+from mg3d.models.bounds import PREPARATION, check_values, read_json_object
 from mg3d.scans.geometry import WHOLE, Geometry, grid_spacing, plan_axes
 from mg3d.scans.prepare import PreparedScan, prepare_scan
 from mg3d.scans.raw_volume import UNKNOWN_DIRECTIONS, RawVolume, check_layout, check_spacing
@@ -222,14 +223,7 @@ def load_processor(
 def stored_preparation(place: Place) -> dict[str, Any]:
     """What weights record about the preparation of volumes; the published one where they record none."""
     if place.kind == "folder":
-        path = place.path / PREPROCESSOR_NAME
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error})", "copy or download the folder again") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} holds no object", "copy or download the folder again")
-        return content
+        return read_json_object(place.path / PREPROCESSOR_NAME)
     if place.kind == "architecture":
         return published_geometry()
     from mg3d.models.conversion import read_own_weights
@@ -249,6 +243,7 @@ def make_processor(stored: Mapping[str, Any], **changes: Any) -> Processor:
         CheckpointError: another axis order or orientation, values that are no geometry, or 8-bit grey without a window.
     """
     published = published_geometry()
+    check_values(stored, PREPARATION, "the stored preparation is no geometry")
     if stored.get("axis_order", AXIS_ORDER) != AXIS_ORDER or stored.get("orientation", "LPS") != "LPS":
         raise CheckpointError(
             f"the weights want volumes as {stored.get('axis_order')} {stored.get('orientation', '')}".strip(),

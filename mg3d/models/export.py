@@ -19,6 +19,7 @@ from torch import Tensor
 from mg3d import __version__
 from mg3d.atomic import atomic_folder
 from mg3d.errors import CheckpointError
+from mg3d.models.bounds import check_metadata, read_json_object
 from mg3d.models.conversion import OwnWeights, read_own_weights
 from mg3d.models.model_card import as_json, write_card
 from mg3d.models.weight_shapes import infer_encoder
@@ -140,9 +141,10 @@ def read_folder(path: str | os.PathLike[str]) -> ExportedModel:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no folder"
         raise CheckpointError(f"{folder} is {what}, not an export folder", "load a single file with load_weights")
-    config, preprocessor = _read_json(folder / CONFIG_NAME), _read_json(folder / PREPROCESSOR_NAME)
+    config, preprocessor = (read_json_object(folder / name) for name in (CONFIG_NAME, PREPROCESSOR_NAME))
     for content, name in ((config, CONFIG_NAME), (preprocessor, PREPROCESSOR_NAME)):
         check_format_version(content, folder / name)
+        check_metadata(content, folder / name)
     if not (folder / WEIGHTS_NAME).is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS_NAME}", "copy or download the whole folder again")
     file = read_weights_file(folder / WEIGHTS_NAME)
@@ -269,18 +271,6 @@ def _copy_tokenizer(source: Path, target: Path) -> bool:
             text = as_json({key: value for key, value in json.loads(text).items() if "name_or_path" not in key})
         (target / name).write_text(text, encoding="utf-8")
     return True
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}", "name an export folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error})", "copy or download the folder again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object", "export the model again")
-    return content
 
 
 def _check_together(

@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 import os
-import pickle
 import re
 import zipfile
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from mg3d.atomic import atomic_path, remove_abandoned, write_text_atomically, writing
 from mg3d.errors import CheckpointError
+from mg3d.models.safe_reading import read_torch
 from mg3d.models.weights_file import METADATA_KEY, check_format_version
 
 log = logging.getLogger(__name__)
@@ -218,11 +218,7 @@ def load_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     problem = check_file(path)
     if problem:
         raise CheckpointError(f"{path}: {problem}", "resume_from=last picks the newest checkpoint that verifies")
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is refused: {reason}", "only tensors and plain types are loaded") from error
+    content = read_torch(path, check_sums=False, map_location=map_location)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}", "give a checkpoint written by this project")
     check_format_version(content.get(METADATA_KEY), path)
