@@ -72,6 +72,7 @@ def test_batch_has_the_agreed_keys_shapes_and_types(tmp_path: Path) -> None:
         "mim_mask": ((4, 4, 3, 5), torch.bool),
         "labels": ((4, 18), torch.int8),
         "index": ((4,), torch.int64),
+        "report_key": ((4,), torch.int64),
         "false_image": ((4, 2, 8, 1, 6, 10), torch.float32),
     }
     found = {key: (tuple(value.shape), value.dtype) for key, value in batch.items() if torch.is_tensor(value)}
