@@ -87,7 +87,7 @@ fragments = st.lists(
 
 
 @given(fragments, fragments, st.integers(4, 40), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_sentence_index_agrees_with_the_sentences(findings: list, impression: list, length: int, level: bool) -> None:
     before = list(findings), list(impression)
     out = encode_report(TOKENIZER, findings, impression, max_text_len=length, sent_level=level)
