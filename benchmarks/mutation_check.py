@@ -33,7 +33,9 @@ from benchmarks.harness import ROOT
 FILES = ("mg3d/models/losses.py", "mg3d/scans/geometry.py", "mg3d/metrics/*.py")
 TESTS = {
     "mg3d/models/losses.py": ["tests/models/test_losses.py"],
-    "mg3d/scans/geometry.py": ["tests/scans/test_geometry.py", "tests/scans/test_geometry_native.py"],
+    "mg3d/scans/geometry.py": [
+        f"tests/scans/test_{name}.py" for name in ("geometry", "geometry_native", "geometry_properties", "prepare")
+    ],
 }
 """Tests of a file whose module many others name, too; mutants do not reach processes that tests spawn."""
 LIBRARIES = ("torch", "numpy", "scipy.stats", "hypothesis", "pytest", "safetensors.torch", "transformers", "nibabel")
