@@ -162,6 +162,11 @@ class MG3DConfig:
     itc_text_source: str = setting(
         "report", "text feature of itc: the report's tokens, or each sentence alone", choices=["report", "sentence"]
     )
+    same_report_pairs: str = setting(
+        "keep",
+        "studies of a batch that share one report: negatives of each other as published, or masked and counted",
+        choices=["keep", "mask"],
+    )
     memory_queue: str = setting("none", "negatives kept from earlier steps", choices=["none", "moco", "xbm"])
     memory_queue_size: int = setting(32, "entries of the queue", low=1)
 

@@ -59,6 +59,7 @@ def test_the_demo_is_above_its_floors(demo: dict) -> None:
 
 @pytest.mark.slow
 def test_shuffled_volumes_give_chance(demo: dict) -> None:
+    assert set(demo["permuted_images"]) >= {f"{direction}_recall_at_1" for direction in DIRECTIONS}
     for name, control in demo["permuted_images"].items():
         low, high = control["ci95"]
         assert low <= control["chance"] <= high, name

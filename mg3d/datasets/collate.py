@@ -95,9 +95,9 @@ class PretrainCollator:
     def __call__(self, samples: Sequence[VolumeReportSample]) -> dict[str, Any]:
         """Return the batch; ``bad_samples`` is present when rows had to be replaced.
 
-        ``image`` is float32 ``[B, D, 1, H, W]``, ``labels`` int8 ``[B, 18]``, ``index`` int64 ``[B]``, ``mim_mask``
-        bool ``[B, d, h, w]`` (True = hidden), ``false_image`` float32 ``[B, K, D, 1, H, W]``; text keys of
-        :func:`collate_reports` and ``text_ids_mlm`` and ``text_labels_mlm`` int64 ``[B, L]``.
+        ``image`` is float32 ``[B, D, 1, H, W]``, ``labels`` int8 ``[B, 18]``, ``index``, ``report_key`` int64 ``[B]``,
+        ``mim_mask`` bool ``[B, d, h, w]`` (True = hidden), ``false_image`` float32 ``[B, K, D, 1, H, W]``; text keys
+        of :func:`collate_reports` and ``text_ids_mlm`` and ``text_labels_mlm`` int64 ``[B, L]``.
         """
         batch: dict[str, Any] = {"image": pad_stack([sample.image for sample in samples])}
         batch.update(collate_reports([sample.report for sample in samples]))
@@ -108,6 +108,7 @@ class PretrainCollator:
             batch["false_image"] = pad_stack([s.false_image for s in samples if s.false_image is not None])
         batch["labels"] = torch.stack([sample.labels for sample in samples])
         batch["index"] = torch.tensor([sample.index for sample in samples])
+        batch["report_key"] = torch.tensor([sample.report_key for sample in samples])
         for key in ("image_id", "patient_id", "corpus"):
             batch[key] = [getattr(sample, key) for sample in samples]
         if bad := [entry for sample in samples for entry in sample.bad]:

@@ -5,6 +5,7 @@ D, H, W volume axes; L text tokens; K false images.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -62,6 +63,7 @@ class VolumeReportSample:
         corpus: dataset key.
         mlm_seed: seed of the word masking.
         cell_seed: seed of the masked-image cells.
+        report_key: number of the whole report's text, the same wherever the text is the same.
         false_image: float32 ``[K, D, 1, H, W]`` of other studies, when asked for.
         bad: rows that were tried before this one and could not be read.
     """
@@ -75,6 +77,7 @@ class VolumeReportSample:
     corpus: str
     mlm_seed: int
     cell_seed: int
+    report_key: int = 0
     false_image: torch.Tensor | None = None
     bad: tuple[BadSample, ...] = field(default_factory=tuple)
 
@@ -207,6 +210,7 @@ class VolumeReportDataset(torch.utils.data.Dataset):
             corpus=self.corpus,
             mlm_seed=sample_seed(self.seed, epoch, place, "words"),
             cell_seed=sample_seed(self.seed, epoch, place, "cells"),
+            report_key=_report_key(values),
             false_image=self._false_images(row, epoch) if self.draw_false_image else None,
             bad=bad,
         )
@@ -250,6 +254,12 @@ class VolumeReportDataset(torch.utils.data.Dataset):
         steps = rng.choice(len(self) - 1, size=self.draw_false_image, replace=False) + 1
         others = [(row + int(step)) % len(self) for step in steps]
         return torch.stack([self._image(self.table.row(i), self.first_row + i, epoch) for i in others])
+
+
+def _report_key(values: dict[str, Any]) -> int:
+    """Number of the cleaned findings and impression: 63 bits of their digest."""
+    texts = [clean_text(text) for name in ("findings", "impression") for text in row_text(values, name)]
+    return int.from_bytes(hashlib.blake2b("\n".join(texts).encode(), digest_size=8).digest()) >> 1
 
 
 def _labels(values: dict[str, Any]) -> torch.Tensor:

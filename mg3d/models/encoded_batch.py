@@ -96,6 +96,11 @@ class EncodedBatch:
         return (self._batch["sentence_index"] > 0).any(dim=1)
 
     @cached_property
+    def report_key(self) -> Tensor:
+        """Equal numbers for equal reports [B], int64."""
+        return self._batch["report_key"]
+
+    @cached_property
     def text_embeddings(self) -> Tensor:
         """Embedding-layer output of the complete report [B, L, E]."""
         return self._net.embed_text(self._batch["text_ids"])

@@ -92,7 +92,9 @@ def mim_loss(recon: Tensor, target: Tensor, mask: Tensor, ratio: float | None = 
     return global_mean(total, count, gather)
 
 
-def contrastive_loss(logits_ab: Tensor, logits_ba: Tensor, valid_M: Tensor | None = None) -> Tensor:
+def contrastive_loss(
+    logits_ab: Tensor, logits_ba: Tensor, valid_M: Tensor | None = None, same_MM: Tensor | None = None
+) -> Tensor:
     """Symmetric contrastive cross entropy with the diagonal as positives (CML, DCL and ITC).
 
     Every process computes it on the gathered logits, see `mg3d.models.heads.ITCHead`; no further reduction is needed.
@@ -102,19 +104,25 @@ def contrastive_loss(logits_ab: Tensor, logits_ba: Tensor, valid_M: Tensor | Non
         logits_ba: ``[M, K']`` the other way round.
         valid_M: bool ``[M]``, gathered like the logits. A False sample (an empty report) is neither anchor nor
             negative.
+        same_MM: bool ``[M, M]``, symmetric; pairs that are True off the diagonal are no negatives of each other. None
+            leaves none out.
 
     Returns:
         Mean of the two cross entropies over the valid samples; zero without any.
     """
-    return 0.5 * (_diagonal_cross_entropy(logits_ab, valid_M) + _diagonal_cross_entropy(logits_ba, valid_M))
+    one_way, other_way = (_diagonal_cross_entropy(logits, valid_M, same_MM) for logits in (logits_ab, logits_ba))
+    return 0.5 * (one_way + other_way)
 
 
-def _diagonal_cross_entropy(logits_MK: Tensor, valid_M: Tensor | None) -> Tensor:
+def _diagonal_cross_entropy(logits_MK: Tensor, valid_M: Tensor | None, same_MM: Tensor | None) -> Tensor:
     logits = logits_MK.float()
     labels = torch.arange(logits.shape[0], device=logits.device)
+    extra = logits.shape[1] - logits.shape[0]
+    if same_MM is not None:
+        others_MM = same_MM & (labels[:, None] != labels)
+        logits = logits.masked_fill(functional.pad(others_MM, (0, extra)), torch.finfo(logits.dtype).min)
     if valid_M is None:
         return functional.cross_entropy(logits, labels)
-    extra = logits.shape[1] - valid_M.shape[0]
     column_K = functional.pad(valid_M, (0, extra), value=True)
     # A finite floor instead of -inf: rows of invalid samples are computed and then dropped, and must not turn into NaN.
     logits = logits.masked_fill(~column_K, torch.finfo(logits.dtype).min)

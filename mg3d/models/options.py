@@ -12,6 +12,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "image_feature_reuse": ("encoder", "projected_reference"),
     "contrastive_gather": ("global", "local", "published_reference"),
     "memory_queue": ("none", "moco", "xbm"),
+    "same_report_pairs": ("keep", "mask"),
     "itc_text_source": ("report", "sentence"),
 }
 
@@ -39,6 +40,8 @@ class NetworkOptions:
         ssm_negative_threshold: text cosine up to which two sentences count as different findings.
         cl_temp: fixed temperature of every contrastive term.
         contrastive_gather: ``global`` | ``local`` | ``published_reference``, see :mod:`mg3d.models.distributed`.
+        same_report_pairs: ``keep`` | ``mask``, whether studies with one report are negatives of each other (published)
+            or left out of each other's negatives and counted.
         memory_queue: ``none`` | ``moco`` | ``xbm``, extra negatives from earlier batches.
         memory_queue_size: keys kept per queue.
         itc_embed_dim: width of the shared space of the dual-encoder objective.
@@ -66,6 +69,7 @@ class NetworkOptions:
     ssm_negative_threshold: float = 0.6
     cl_temp: float = 0.1
     contrastive_gather: str = "global"
+    same_report_pairs: str = "keep"
     memory_queue: str = "none"
     memory_queue_size: int = 32
     itc_embed_dim: int = 256

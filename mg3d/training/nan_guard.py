@@ -87,8 +87,8 @@ def write_capture(
 ) -> None:
     """Write all that replays the failed step: rows, batch tensors, random state, weights, terms, bad gradients.
 
-    The weights are those before the step. Ids and tensors only, no report text. A full disk is reported and does not
-    hide the failure itself.
+    Weights, memories and running statistics are those before the step. Ids and tensors only, no report text. A full
+    disk is reported and does not hide the failure itself.
     """
     content = {
         "reason": reason,
@@ -100,7 +100,7 @@ def write_capture(
         "grad_norm": window.grad_norm,
         "gradients": offending_gradients(module),
         "rng": window.rng,
-        "state_dict": {name: value.detach().cpu() for name, value in module.state_dict().items()},
+        "state_dict": {name: value.detach().cpu() for name, value in {**module.state_dict(), **window.buffers}.items()},
     }
     try:
         save_file(content, path, f"# mg3d step={step} epoch=-1 kind=capture")

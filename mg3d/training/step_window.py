@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mg3d.training import rng_state
 
@@ -37,23 +37,35 @@ def whole_loss(trainer: pl.Trainer, loss: Tensor) -> Tensor:
     return loss.detach().float() * (trainer.accumulate_grad_batches / scale)
 
 
+def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of what a forward pass in training changes beside the weights: memories of keys, running statistics."""
+    return {
+        f"{prefix}.{name}".lstrip("."): buffer.detach().clone()
+        for prefix, child in module.named_modules()
+        for name, buffer in child._buffers.items()
+        if buffer is not None and name not in child._non_persistent_buffers_set
+    }
+
+
 @dataclass
 class StepWindow:
-    """Batches, losses and terms since the last optimizer step, and the random state before the first of them."""
+    """Batches, losses and terms since the last optimizer step; random state and buffers before the first of them."""
 
     batches: list[Any] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     terms: list[dict[str, float]] = field(default_factory=list)
     rng: dict[str, Any] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
     grad_norm: float = 0.0
     skipped: str = ""
     started: float = field(default_factory=time.perf_counter)
 
-    def add_batch(self, batch: Any) -> None:
-        """Remember a batch by reference; the first one of the window also fixes the random state."""
+    def add_batch(self, batch: Any, module: nn.Module) -> None:
+        """Remember a batch by reference; the first one of the window also fixes random state and stored buffers."""
         if not self.batches:
             self.rng = rng_state.capture()
+            self.buffers = stored_buffers(module)
         self.batches.append(batch)
 
     def add_outputs(self, outputs: Any) -> None:

@@ -17,7 +17,7 @@ def rows_of(sampler: EpochBatchSampler, epoch: int = 0, start: int = 0) -> list[
 
 
 @given(st.integers(2, 60), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_processes_together_see_what_one_process_sees(
     count: int, batch: int, world: int, shuffle: bool, drop: bool, epoch: int
 ) -> None:

@@ -72,6 +72,7 @@ def test_batch_has_the_agreed_keys_shapes_and_types(tmp_path: Path) -> None:
         "mim_mask": ((4, 4, 3, 5), torch.bool),
         "labels": ((4, 18), torch.int8),
         "index": ((4,), torch.int64),
+        "report_key": ((4,), torch.int64),
         "false_image": ((4, 2, 8, 1, 6, 10), torch.float32),
     }
     found = {key: (tuple(value.shape), value.dtype) for key, value in batch.items() if torch.is_tensor(value)}
@@ -100,13 +101,30 @@ def test_without_masker_and_cells(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_padding_is_undone_by_cropping(shapes: list[tuple[int, int]]) -> None:
     tensors = [torch.rand(shape) + 1 for shape in shapes]
     out = pad_stack(tensors)
     for row, tensor in zip(out, tensors, strict=True):
         assert torch.equal(row[: tensor.shape[0], : tensor.shape[1]], tensor)
         assert row.count_nonzero() == tensor.numel()
+
+
+FRAGMENTS = st.lists(st.sampled_from(["lungs clear, ", "no nodule; ", "mass", "heart size normal. "]), max_size=5)
+
+
+@given(st.lists(FRAGMENTS, min_size=1, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_a_batch_of_reports_gives_every_report_back(fragments: list[list[str]]) -> None:
+    reports = [encode_report(TOKENIZER, each, [], max_text_len=16) for each in fragments]
+    batch = collate_reports(reports)
+    for b, report in enumerate(reports):
+        assert batch["text_ids"][b].tolist() == report.input_ids.tolist()
+        assert batch["sentence_index"][b].tolist() == report.sentence_index.tolist()
+        rows = batch["sentence_mask"][b].nonzero().flatten().tolist()
+        held = [batch["sen_txt_ids"][b, s][batch["sen_txt_masks"][b, s] > 0].tolist() for s in rows]
+        assert held == [list(sentence.input_ids) for sentence in report.sentences]
+        assert (bool(batch["has_text"][b]), batch["report"][b]) == (report.has_text, report.text)
 
 
 def test_padding_refuses_other_ranks() -> None:

@@ -74,7 +74,7 @@ def test_real_scan_through_both_stages(shared_dir: Path, reference_dir: Path) ->
 
 
 @given(st.lists(st.integers(-32768, 32767), min_size=1, max_size=50))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_unit_range_is_monotone_bounded_and_quantises_back(values: list[int]) -> None:
     hu = np.sort(np.asarray(values, dtype=np.int16))
     unit = to_unit_range(hu)
@@ -94,7 +94,7 @@ def test_grey_range_quantises_back_and_other_types_are_refused() -> None:
 @given(
     st.tuples(*[st.integers(4, 40)] * 3), st.tuples(*[st.floats(0.3, 1.0)] * 3), st.tuples(*[st.integers(1, 20)] * 3)
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_crop_and_resize_keep_the_shape_contract(shape: tuple, fractions: tuple, size: tuple) -> None:
     array = np.zeros(shape, dtype=np.int16)
     cropped = centre_crop(array, fractions)

@@ -37,6 +37,14 @@ def damage_pixels(path: Path, numbers: list[int]) -> None:
     path.write_bytes(bytes(data))
 
 
+def test_studies_with_one_report_have_one_key_whatever_sentence_is_drawn(tmp_path: Path) -> None:
+    same = {"findings": "Lungs clear. No nodule. Heart normal.", "impression": "normal"}
+    first = write_arrow(tmp_path / "a.arrow", 2, **same)
+    other = write_arrow(tmp_path / "b.arrow", 1, **same | {"impression": "mass"})
+    keys = [dataset(first)[SampleIndex(row, epoch)].report_key for row in (0, 1) for epoch in range(4)]
+    assert len(set(keys)) == 1 and keys[0] != dataset(other)[0].report_key and 0 <= keys[0] < 2**63
+
+
 def test_sample_holds_the_row(packed: Path) -> None:
     sample = dataset(packed)[3]
     assert sample.image.shape == (8, 1, 6, 10) and sample.image.dtype == torch.float32

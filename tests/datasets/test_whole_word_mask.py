@@ -23,6 +23,7 @@ def test_choice_equals_golden(golden_dir: Path) -> None:
     stored = json.loads((golden_dir / "whole_word_mask.json").read_text())
     tok = wordpiece_tokenizer_from_vocab(vocab, lowercase=False)
     masker = WholeWordMasker(tok)
+    assert stored["cases"] and stored["tokens"]
     for case in stored["cases"]:
         rng = random.Random(case["python_seed"])
         for tokens, labels in zip(stored["tokens"], case["mask_labels"], strict=True):

@@ -273,7 +273,9 @@ def test_no_data_is_one_problem(tmp_path: Path) -> None:
 
 def test_no_label_voxel_is_lost_and_a_perfect_prediction_is_perfect(download: Path, work: Path) -> None:
     task = BENCHMARK.resolve_task(config(BENCHMARK))
-    for case in all_cases(download, work)[:4]:
+    cases = all_cases(download, work)[:4]
+    assert len(cases) == 4
+    for case in cases:
         prepared, stored = prepare_case(case, task), voxels_of(case.label)
         assert np.array_equal(np.bincount(prepared.label.ravel(), minlength=4)[1:], np.bincount(stored.ravel())[1:])
         inside = prepared.image != 0

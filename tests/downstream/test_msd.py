@@ -99,7 +99,9 @@ def test_lung_and_colon_have_their_own_settings(download: Path) -> None:
 def test_the_foreground_crop_loses_no_label_voxel(download: Path, organ: str) -> None:
     cfg = config(BENCHMARK, data_root=str(download), organ=organ)
     task = BENCHMARK.resolve_task(cfg)
-    for case in msd.read_cases(cfg):
+    cases = msd.read_cases(cfg)
+    assert cases
+    for case in cases:
         cropped = prepare_case(case, task)
         whole = prepare_case(case, replace(task, foreground_crop="none"))
         assert int(cropped.label.sum()) == int(whole.label.sum()) > 0

@@ -41,6 +41,7 @@ def recorded_cases(reference_dir: Path) -> list[tuple[list, list, dict[str, floa
     synthetic = json.loads((folder / "caption_metrics.json").read_text(encoding="utf-8"))
     examples = json.loads((folder / "caption_metrics_nlgeval_examples.json").read_text(encoding="utf-8"))
     pairs = synthetic["pairs"]
+    assert pairs and examples["cases"]
     found = [([pair["ref"] for pair in pairs], [pair["hyp"] for pair in pairs], synthetic["pycocoevalcap"])]
     return found + [(case["refs"], case["hyps"], case["scores"]) for case in examples["cases"]]
 

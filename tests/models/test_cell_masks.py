@@ -13,7 +13,9 @@ from mg3d.models.masking import apply_mask, cells_to_voxels
 
 
 def test_reference_draw_is_the_recorded_one(golden_dir: Path) -> None:
-    for case in json.loads((golden_dir / "mask_rand_patch.json").read_text()):
+    cases = json.loads((golden_dir / "mask_rand_patch.json").read_text())
+    assert cases
+    for case in cases:
         grid = cell_grid(case["dhw"], case["window"])
         np.random.seed(case["numpy_seed"])
         from_global = reference_cells(grid, case["ratio"])

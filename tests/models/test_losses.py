@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from golden_support import check_gradients, check_outputs, load_entry, under
@@ -150,6 +152,53 @@ def test_contrastive_accepts_extra_negatives():
     torch.testing.assert_close(contrastive_loss(wide, logits.t()), want)
     torch.testing.assert_close(contrastive_loss(wide, logits.t(), torch.ones(3).bool()), want)
     assert contrastive_loss(wide, wide, torch.tensor([True, False, True])).isfinite()
+
+
+def test_contrastive_same_pairs_are_no_negatives_of_each_other():
+    torch.manual_seed(5)
+    logits, extra = torch.randn(4, 4, requires_grad=True), torch.randn(4, 2)
+    wide, valid = torch.cat([logits, extra], dim=1), torch.tensor([True, True, True, False])
+    same = torch.eye(4).bool()
+    torch.testing.assert_close(
+        contrastive_loss(wide, logits.t(), valid, same), contrastive_loss(wide, logits.t(), valid)
+    )
+    same[0, 2] = same[2, 0] = True
+    for chosen in (None, valid):
+        loss = contrastive_loss(wide, logits.t(), chosen, same)
+        rows = range(4 if chosen is None else 3)
+        wanted = []
+        for square, more in ((logits, extra), (logits.t(), extra[:, :0])):
+            for row in rows:
+                kept = [square[row, column] for column in rows if not (column != row and same[row, column])]
+                each = torch.stack([*kept, *more[row]])
+                wanted.append(each.logsumexp(0) - square[row, row])
+        torch.testing.assert_close(loss, torch.stack(wanted).mean())
+    loss.backward()
+    assert logits.grad is not None and logits.grad[0, 2] == logits.grad[2, 0] == 0 and logits.grad[0, 1] != 0
+
+
+def test_one_valid_sample_counts_once():
+    logits, extra = torch.zeros(2, 2), torch.zeros(2, 3)
+    valid = torch.tensor([True, False])
+    loss = contrastive_loss(torch.cat([logits, extra], dim=1), logits, valid)
+    assert loss.item() == pytest.approx(0.5 * math.log(4))
+
+
+def test_cosines_do_not_depend_on_the_length_of_small_vectors():
+    torch.manual_seed(6)
+    x, y = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    mask = torch.ones(2, 3).bool()
+    for loss in (sentence_alignment_loss, sentence_similarity_loss):
+        torch.testing.assert_close(loss(0.01 * x, 0.01 * y, mask), loss(x, y, mask), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("text", "wanted"), [([1.0, 0.0], 0.4), ([0.0, 1.0], 0.6)])
+def test_a_cosine_on_the_threshold_counts(text, wanted):
+    """Text cosines 1 (equal) and 0 (different), visual cosine 0.6: |0.6 - 1| as the same, |0.6| as another finding."""
+    visual = torch.tensor([[[1.0, 0.0]], [[0.6, 0.8]]])
+    texts = torch.tensor([[[1.0, 0.0]], [text]])
+    loss = sentence_similarity_loss(visual, texts, torch.ones(2, 1).bool(), 1.0, 0.0)
+    assert loss.item() == pytest.approx(wanted, abs=1e-5)
 
 
 def similarity_by_loops(visual: Tensor, text: Tensor, mask: Tensor) -> Tensor:

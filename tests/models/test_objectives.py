@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tiny_network import enlarge, take, tiny_batch, tiny_network, total_loss
@@ -140,6 +142,7 @@ SWITCHES = [
     ({"sal_detach_target": True}, set()),
     ({"itc_detach_sentences": False}, set()),
     ({"contrastive_gather": "local"}, set()),
+    ({"same_report_pairs": "mask"}, set()),  # the reports of this batch all differ
     ({"legacy_unused_modules": True}, set()),
 ]
 
@@ -211,3 +214,105 @@ def test_inner_tokens_leaves_the_special_tokens_out():
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
     wanted = torch.tensor([[0, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
     assert torch.equal(inner_tokens(mask), wanted)
+
+
+# Batches at the edge: what they give, beside being finite.
+QUEUES = ("none", "moco", "xbm")
+
+
+def identical(batch: dict, *prefixes: str) -> dict:
+    """The batch with some tensors of every study replaced by those of the first."""
+    return {
+        key: value[:1].expand_as(value).clone() if torch.is_tensor(value) and key.startswith(prefixes) else value
+        for key, value in batch.items()
+    }
+
+
+TEXT_KEYS = ("text_", "sentence_", "sen_txt", "has_text", "report_key")
+IMAGE_KEYS = ("image", "false_image", "mim_mask")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", QUEUES)
+@pytest.mark.parametrize(
+    ("counts", "prefixes"),
+    [((4,), ()), ((3, 1), ()), ((3, 3, 3), TEXT_KEYS), ((3, 1, 5), IMAGE_KEYS), ((3, 3, 3), TEXT_KEYS + IMAGE_KEYS)],
+    ids=["one study", "a short last batch", "identical texts", "identical images", "identical studies"],
+)
+def test_batches_at_the_edge_are_finite_through_every_objective(counts, prefixes, kind, training):
+    net = everything(memory_queue=kind, memory_queue_size=4).train(training)
+    batch = identical(tiny_batch(counts, false_images=1), *prefixes)
+    for _ in range(3):  # the memory is empty, part full, full
+        found, grads = losses(net, batch), gradients(net, batch)
+        assert {f"{name}.{name}_loss" for name in EVERY} <= found.keys()
+        assert all(torch.isfinite(value).all() for value in (*found.values(), *grads.values()))
+        assert torch.isfinite(torch.stack([value.detach().float().abs().max() for value in net.buffers()])).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_study_has_nothing_to_be_told_from(training):
+    found = losses(everything().train(training), tiny_batch((4,), false_images=1))
+    assert [float(found[key]) for key in ("itc.itc_loss", "local_itc.cml", "local_itc.dcl", "local_itc.ssm")] == [
+        0.0
+    ] * 4
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_identical_studies_give_the_log_of_their_number(training):
+    """No study can be told from another: each contrastive term is log B; as one report, masked, it is 0."""
+    studies = 3
+    batch = identical(tiny_batch((3,) * studies, false_images=1), *TEXT_KEYS, *IMAGE_KEYS)
+    found = losses(everything().train(training), batch)
+    for key in ("itc.itc_loss", "local_itc.cml", "local_itc.dcl"):
+        assert float(found[key]) == pytest.approx(math.log(studies), abs=1e-4), key
+    masked = losses(everything(same_report_pairs="mask").train(training), batch)
+    for key in ("itc.itc_loss", "local_itc.cml", "local_itc.dcl"):
+        assert float(masked[key]) == pytest.approx(0.0, abs=1e-6), key
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_identical_texts_or_images_cannot_beat_chance_in_the_shared_space(training):
+    """Where one side is the same for all studies, InfoNCE is at least log B."""
+    for prefixes in (TEXT_KEYS, IMAGE_KEYS):
+        batch = identical(tiny_batch((3, 3, 3), false_images=1), *prefixes)
+        loss = float(losses(everything().train(training), batch)["itc.itc_loss"])
+        assert loss >= math.log(3) - 1e-4
+
+
+def test_studies_with_the_same_report_are_masked_and_counted_on_request():
+    """Two reconstructions of one scan share a report; empty reports are none, whatever their key."""
+    batch = tiny_batch((3, 3, 5, 0, 0), false_images=1)
+    batch["report_key"] = torch.tensor([7, 7, 8, 9, 9])
+    kept, masked = losses(everything(), batch), losses(everything(same_report_pairs="mask"), batch)
+    assert float(masked["itc.same_report_pairs"]) == float(masked["local_itc.same_report_pairs"]) == 1.0
+    assert not any(key.endswith("same_report_pairs") for key in kept)
+    for key in ("itc.itc_loss", "local_itc.cml", "local_itc.dcl"):
+        assert float(masked[key]) < float(kept[key]), key
+    others = [key for key in kept if key.split(".")[0] in ("sen_mlm", "swin_unetr_mim", "itm")] + ["local_itc.ssm"]
+    assert all(torch.equal(masked[key], kept[key]) for key in others)
+
+
+# Accumulation: k batches of b against one batch of k b, as Lightning averages the k losses.
+def accumulated(net: MG3DNetwork, batch: dict, size: int) -> dict[str, Tensor]:
+    parts = [losses(net, take(batch, list(range(at, at + size)))) for at in range(0, len(batch["image"]), size)]
+    return {key: torch.stack([part[key].float() for part in parts]).mean() for key in parts[0]}
+
+
+def test_accumulation_equals_the_large_batch_where_no_study_is_compared_with_another():
+    """Equal numbers of sentences and masked words in every part: a mean of means is the mean."""
+    net, batch = everything(), tiny_batch((2, 2, 2, 2), false_images=1)
+    chosen = torch.zeros_like(batch["text_ids"], dtype=torch.bool)
+    chosen[:, [2, 6]] = True
+    batch["text_labels_mlm"] = batch["text_ids"].masked_fill(~chosen, -100)
+    batch["text_ids_mlm"] = batch["text_ids"].masked_fill(chosen, 4)
+    whole, parts = losses(net, batch), accumulated(net, batch, 2)
+    for key in ("sen_mlm.mlm", "sen_mlm.sal", "swin_unetr_mim.swin_unetr_mim_loss", "itm.itm_loss"):
+        torch.testing.assert_close(parts[key], whole[key], rtol=1e-5, atol=1e-5, msg=key)
+
+
+def test_accumulation_leaves_contrastive_terms_their_small_batch_of_negatives():
+    """The documented difference: of k b identical studies the large batch costs log(k b), each part log(b)."""
+    batch = identical(tiny_batch((2, 2, 2, 2), false_images=1), *TEXT_KEYS, *IMAGE_KEYS)
+    whole, parts = losses(everything(), batch), accumulated(everything(), batch, 2)
+    for key in ("itc.itc_loss", "local_itc.cml", "local_itc.dcl"):
+        assert float(whole[key] - parts[key]) == pytest.approx(math.log(2), abs=1e-4), key

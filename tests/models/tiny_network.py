@@ -89,6 +89,7 @@ def tiny_batch(counts: tuple[int, ...] = (3, 1, 5), seed: int = 0, false_images:
         "has_text": torch.tensor(counts) > 0,
         "mim_mask": torch.stack([hidden_cells(seed + study) for study in range(studies)]),
         "index": torch.arange(studies),
+        "report_key": torch.arange(studies),
         "image_id": [f"study{b}" for b in range(studies)],
     }
     if false_images:

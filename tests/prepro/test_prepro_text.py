@@ -179,7 +179,7 @@ def check_counts(folder: Path, saved: Path, texts: list[str]) -> None:
 
 
 @given(st.lists(st.text(max_size=30).map(clean_report), max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_words_are_a_lower_bound(fragments: list[str]) -> None:
     counter = _character_counter()
     assert WordCounter().count(fragments)[0] <= counter.count(fragments)[0]

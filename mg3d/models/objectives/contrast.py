@@ -6,7 +6,7 @@ Shape legend: B batch, M gathered batch, K remembered keys, F features, P shared
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from mg3d.models.distributed import gather_features
 from mg3d.models.losses import contrastive_loss
 from mg3d.models.memory_queues import CrossBatchMemory, MoCoSentenceQueue
+from mg3d.models.options import NetworkOptions
+
+if TYPE_CHECKING:
+    from mg3d.models.encoded_batch import EncodedBatch
 
 Queue = CrossBatchMemory | MoCoSentenceQueue
 Pair = tuple[Tensor, Tensor]
@@ -46,7 +50,15 @@ def build_queue(name: str, kind: str, size: int, dim: int) -> dict[str, nn.Modul
     return {name: CrossBatchMemory(size, dim) if kind == "xbm" else MoCoSentenceQueue(size, dim, dim)}
 
 
-def contrast(head: LogitsHead, left_BP: Tensor, right_BP: Tensor, valid_B: Tensor, gather: str, keys: Pair) -> Tensor:
+def contrast(
+    head: LogitsHead,
+    left_BP: Tensor,
+    right_BP: Tensor,
+    valid_B: Tensor,
+    gather: str,
+    keys: Pair,
+    same_MM: Tensor | None = None,
+) -> Tensor:
     """Symmetric contrastive loss of a batch of pairs.
 
     Args:
@@ -56,6 +68,7 @@ def contrast(head: LogitsHead, left_BP: Tensor, right_BP: Tensor, valid_B: Tenso
         valid_B: pairs that take part [B], bool.
         gather: one of `mg3d.models.distributed.GATHER_MODES`.
         keys: extra negatives for the left and for the right anchors, [K, P] each; K may be 0.
+        same_MM: pairs of studies that are no negatives of each other, see :func:`same_report_pairs`.
 
     Returns:
         Scalar.
@@ -64,7 +77,29 @@ def contrast(head: LogitsHead, left_BP: Tensor, right_BP: Tensor, valid_B: Tenso
     valid_M = gather_features(valid_B, gather)
     logits_left, _ = head.logits(left_MP, torch.cat([right_MP, keys[0]]))
     logits_right, _ = head.logits(right_MP, torch.cat([left_MP, keys[1]]))
-    return contrastive_loss(logits_left, logits_right, valid_M)
+    return contrastive_loss(logits_left, logits_right, valid_M, same_MM)
+
+
+@torch.no_grad()
+def same_report_pairs(encoded: EncodedBatch, options: NetworkOptions) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Which studies of the gathered batch share one report (other reconstructions of a scan, template texts).
+
+    Remembered keys of earlier batches are not compared.
+
+    Args:
+        encoded: holds the reports' keys.
+        options: uses ``same_report_pairs`` and ``contrastive_gather``.
+
+    Returns:
+        bool [M, M] and the term ``same_report_pairs``, the number of such pairs i < j with text; None and no term when
+        the option is ``keep``.
+    """
+    if options.same_report_pairs == "keep":
+        return None, {}
+    key_M = gather_features(encoded.report_key, options.contrastive_gather)
+    valid_M = gather_features(encoded.has_text, options.contrastive_gather)
+    same_MM = (key_M[:, None] == key_M[None, :]) & valid_M[:, None] & valid_M[None, :]
+    return same_MM, {"same_report_pairs": same_MM.triu(1).sum().float()}
 
 
 @torch.no_grad()

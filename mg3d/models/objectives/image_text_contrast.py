@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mg3d.models.distributed import gather_features
 from mg3d.models.heads import unit_rows
-from mg3d.models.objectives.contrast import build_queue, contrast, remember, remembered_keys
+from mg3d.models.objectives.contrast import build_queue, contrast, remember, remembered_keys, same_report_pairs
 from mg3d.models.options import NetworkOptions
 from mg3d.models.pooling import masked_mean, sentence_gather
 
@@ -158,7 +158,8 @@ class ImageTextContrast:
     """InfoNCE between the vector of a volume and the vector of its report.
 
     Args:
-        options: uses ``itc_embed_dim``, ``itc_text_source``, ``cl_temp``, ``contrastive_gather`` and the memory.
+        options: uses ``itc_embed_dim``, ``itc_text_source``, ``cl_temp``, ``contrastive_gather``,
+            ``same_report_pairs`` and the memory.
     """
 
     name = "itc"
@@ -186,10 +187,11 @@ class ImageTextContrast:
         image_BP = head.embed_image(encoded.image_tokens)
         text_BP = head.embed_text(*self.report_sentences(net, encoded, batch))
         keys = remembered_keys(queue, _same, _same, image_BP)
-        loss = contrast(head, image_BP, text_BP, valid, self.options.contrastive_gather, keys)
+        same_MM, counted = same_report_pairs(encoded, self.options)
+        loss = contrast(head, image_BP, text_BP, valid, self.options.contrastive_gather, keys, same_MM)
         if net.training:
             remember(queue, image_BP, text_BP, valid)
-        return {"itc_loss": loss, **nearest_accuracy(image_BP, text_BP, valid)}
+        return {"itc_loss": loss, **nearest_accuracy(image_BP, text_BP, valid), **counted}
 
 
 def _same(vectors: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mg3d.models.fusion import UnidirectionalCrossAttention
 from mg3d.models.heads import ITCHead, ITCHeadSingle
 from mg3d.models.losses import sentence_similarity_loss
-from mg3d.models.objectives.contrast import build_queue, contrast, remember, remembered_keys
+from mg3d.models.objectives.contrast import build_queue, contrast, remember, remembered_keys, same_report_pairs
 from mg3d.models.options import NetworkOptions
 from mg3d.models.pooling import SentencePooler, SwinAttPooler
 
@@ -49,7 +49,8 @@ class LocalContrast:
     """Contrast of fused against single modalities, of global against aggregated image, and of sentence similarities.
 
     Args:
-        options: uses ``cl_temp`` (through the heads), ``contrastive_gather``, the two ``ssm_*_threshold``.
+        options: uses ``cl_temp`` (through the heads), ``contrastive_gather``, ``same_report_pairs``, the two
+            ``ssm_*_threshold``.
     """
 
     name = "local_itc"
@@ -105,9 +106,12 @@ class LocalContrast:
         """Terms ``local_itc_loss`` = ``cml`` + ``dcl`` + ``ssm``."""
         options, found = self.options, self.features(net, encoded)
         valid = encoded.has_text
-        cml = self._pair_term(net, "cml_loss_cls_xbm", net.itc_cross_head, found.multi_modal, found.uni_modal, valid)
+        same_MM, counted = same_report_pairs(encoded, options)
+        cml = self._pair_term(
+            net, "cml_loss_cls_xbm", net.itc_cross_head, found.multi_modal, found.uni_modal, valid, same_MM
+        )
         dcl = self._pair_term(
-            net, "dcl_loss_cls_xbm", net.itc_agg_head, found.fused_image, found.aggregated_image, valid
+            net, "dcl_loss_cls_xbm", net.itc_agg_head, found.fused_image, found.aggregated_image, valid, same_MM
         )
         ssm = sentence_similarity_loss(
             found.visual_sentences,
@@ -117,15 +121,22 @@ class LocalContrast:
             options.ssm_negative_threshold,
             options.contrastive_gather,
         )
-        return {"local_itc_loss": cml + dcl + ssm, "cml": cml, "dcl": dcl, "ssm": ssm}
+        return {"local_itc_loss": cml + dcl + ssm, "cml": cml, "dcl": dcl, "ssm": ssm, **counted}
 
     def _pair_term(
-        self, net: MG3DNetwork, queue_name: str, head: ITCHead, left_BF: Tensor, right_BF: Tensor, valid_B: Tensor
+        self,
+        net: MG3DNetwork,
+        queue_name: str,
+        head: ITCHead,
+        left_BF: Tensor,
+        right_BF: Tensor,
+        valid_B: Tensor,
+        same_MM: Tensor | None,
     ) -> Tensor:
         queue: Any = getattr(net, queue_name, None)
         left_BP, right_BP = head.embed_image(left_BF), head.embed_text(right_BF)
         keys = remembered_keys(queue, head.embed_image, head.embed_text, left_BP)
-        loss = contrast(head, left_BP, right_BP, valid_B, self.options.contrastive_gather, keys)
+        loss = contrast(head, left_BP, right_BP, valid_B, self.options.contrastive_gather, keys, same_MM)
         if net.training:
             remember(queue, left_BF, right_BF, valid_B)
         return loss

@@ -150,7 +150,9 @@ def test_augmentation_never_touches_the_cache(tmp_path: Path, splits: Splits) ->
 def test_worker_processes_read_the_same_and_fill_the_memory(tmp_path: Path, splits: Splits) -> None:
     here = data(config(tmp_path), task(augment=flip_and_shift), splits)
     there = data(config(tmp_path, num_workers=2, cache="memory"), task(augment=flip_and_shift), splits)
-    for left, right in zip(here.train_dataloader(), there.train_dataloader(), strict=True):
+    pairs = list(zip(here.train_dataloader(), there.train_dataloader(), strict=True))
+    assert pairs
+    for left, right in pairs:
         assert left["id"] == right["id"]
         assert torch.equal(left["image"], right["image"])
 
