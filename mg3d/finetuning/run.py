@@ -21,7 +21,6 @@ from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, ReportTask,
 from mg3d.finetuning.checkpoints import (
     LAST,
     BestCheckpoint,
-    copy_checkpoint,
     load_state,
     scored_checkpoints,
     wait_for_all,
@@ -35,6 +34,7 @@ from mg3d.finetuning.preparation import prepare_data
 from mg3d.finetuning.splits import data_fraction, permuted_images, permuted_labels, refuse_leakage
 from mg3d.finetuning.validation_log import ValidationLog
 from mg3d.training import provenance
+from mg3d.training.best_checkpoints import copy_checkpoint
 from mg3d.training.callbacks import LastCheckpoint
 from mg3d.training.failures import told_plainly
 from mg3d.training.hardware import Hardware, choose_hardware, process_group
@@ -43,13 +43,13 @@ from mg3d.training.processes import ProcessLayout, detect_layout
 from mg3d.training.progress import silence_noise
 from mg3d.training.run_folder import CHECKPOINTS, write_json
 from mg3d.training.settings import RunSettings
+from mg3d.training.steps import training_steps
 from mg3d.training.tracking import tracked
 from mg3d.training.trainer import (
     RANK_SEED_STRIDE,
     build_trainer,
     common_callbacks,
     must_validate,
-    training_steps,
 )
 
 log = logging.getLogger(__name__)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from mg3d.config_schema import MG3DConfig
-from mg3d.errors import ConfigError
 from mg3d.training import provenance
-from mg3d.training.callbacks import ExactResume, LastCheckpoint, StepMonitor, ValidationImages
+from mg3d.training.best_checkpoints import BestCheckpoints, copy_checkpoint
+from mg3d.training.callbacks import LastCheckpoint, StepMonitor, ValidationImages
 from mg3d.training.checkpoint_io import AtomicCheckpointIO
+from mg3d.training.exact_resume import CatchUp, ExactResume
 from mg3d.training.failures import told_plainly
 from mg3d.training.hardware import Hardware, choose_hardware, cluster_environment, process_group, set_determinism
 from mg3d.training.preparation import prepare_process, shared_places
@@ -25,6 +25,7 @@ from mg3d.training.processes import ProcessLayout, detect_layout
 from mg3d.training.progress import RunProgressBar, silence_noise
 from mg3d.training.run_folder import CHECKPOINTS, write_json
 from mg3d.training.settings import TrainingConfig
+from mg3d.training.steps import accumulation, training_steps, validation_interval
 from mg3d.training.tracking import tracked
 
 log = logging.getLogger(__name__)
@@ -32,32 +33,6 @@ log = logging.getLogger(__name__)
 EPOCHS_WITH_MAX_STEPS = 1000
 MONITORED = "val/the_metric"
 RANK_SEED_STRIDE = 1_000_003
-
-
-def accumulation(cfg: TrainingConfig, world_size: int) -> int:
-    """Micro-batches per optimizer step: ``batch_size // (per_gpu_batchsize * world_size)``, at least 1."""
-    return max(cfg.batch_size // (cfg.per_gpu_batchsize * world_size), 1)
-
-
-def training_steps(cfg: TrainingConfig, batches_per_epoch: Callable[[int], int], world_size: int) -> int:
-    """Optimizer steps of the whole run, for the schedule.
-
-    ``max_steps`` when given; else ``ceil(batches / accumulation) * max_epoch``, as the trainer also steps on the rest
-    of an epoch. Never through the trainer's own estimate, which would drop the loader's state on resume.
-
-    Args:
-        cfg: the config.
-        batches_per_epoch: world size -> batches of one process in a training epoch.
-        world_size: processes of the run.
-
-    Raises:
-        ConfigError: neither ``max_steps`` nor ``max_epoch`` is given.
-    """
-    if cfg.max_steps is not None:
-        return cfg.max_steps
-    if cfg.max_epoch is None:
-        raise ConfigError("neither max_steps nor max_epoch is given", "set one of them, e.g. max_epoch=60")
-    return math.ceil(batches_per_epoch(world_size) / accumulation(cfg, world_size)) * cfg.max_epoch
 
 
 def is_finetune(cfg: MG3DConfig) -> bool:
@@ -69,25 +44,17 @@ def common_callbacks(cfg: TrainingConfig, run_dir: Path, total_steps: int) -> tu
     """The step monitor, and the callbacks that every run has before those of its checkpoints."""
     monitor = StepMonitor(run_dir, cfg.max_bad_steps, cfg.log_every_n_steps)
     progress = RunProgressBar(total_steps, cfg.log_every_n_steps)
-    return monitor, [ExactResume(), monitor, ValidationImages(), progress]
+    exact = ExactResume()
+    return monitor, [exact, monitor, ValidationImages(), progress, CatchUp(exact)]
 
 
-def build_callbacks(cfg: MG3DConfig, run_dir: Path, total_steps: int) -> list[Callback]:
+def build_callbacks(cfg: MG3DConfig, run_dir: Path, total_steps: int, resume: Path | None = None) -> list[Callback]:
     """Callbacks of a run, in the order in which they see each event (checkpoints come last)."""
     monitor, callbacks = common_callbacks(cfg, run_dir, total_steps)
     if cfg.fast_dev_run:
         return callbacks
     folder = run_dir / CHECKPOINTS
-    best = ModelCheckpoint(
-        dirpath=folder,
-        filename="best-epoch{epoch}-step{step}",
-        auto_insert_metric_name=False,
-        monitor=MONITORED,
-        mode="max",
-        save_top_k=cfg.save_top_k,
-        save_weights_only=is_finetune(cfg),
-        save_on_train_epoch_end=False,
-    )
+    best = BestCheckpoints(folder, MONITORED, cfg.save_top_k, weights_only=is_finetune(cfg), resume=resume)
     # a report-writing run can be resumed although its published name says fine-tuning: the newest checkpoint is whole
     weights_only = is_finetune(cfg) and "clm" not in cfg.active_losses
     last = LastCheckpoint(folder, monitor, cfg.checkpoint_every_n_steps, weights_only=weights_only)
@@ -258,13 +225,19 @@ def _execute(
     report = task.initialise(cfg, module)
     if report and layout.rank == 0:
         write_json(run_dir / "weights_report.json", report)
-    trainer = build_trainer(cfg, hardware, layout, run_dir, build_callbacks(cfg, run_dir, steps))
+    callbacks, changes = build_callbacks(cfg, run_dir, steps, resume), {}
+    if not cfg.test_only:
+        batches = datamodule.batches_per_epoch(hardware.world_size)
+        changes = {"val_check_interval": validation_interval(cfg, batches, hardware.world_size)}
+    trainer = build_trainer(cfg, hardware, layout, run_dir, callbacks, **changes)
     if layout.rank:  # the same weights everywhere, other dropout on every rank
         pl.seed_everything((cfg.seed + layout.rank * RANK_SEED_STRIDE) % 2**32, verbose=False)
     if cfg.test_only:
         trainer.test(module, datamodule=datamodule, verbose=False)
     else:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
+        if resume and trainer.is_global_zero:  # nothing was left to train, so nothing was saved
+            copy_checkpoint(resume, run_dir / CHECKPOINTS / LastCheckpoint.FILE)
     steps_done, metrics = trainer.global_step, logged_metrics(trainer)
     if not cfg.test_only and must_validate(trainer):
         trainer.validate(module, datamodule=datamodule, verbose=False)

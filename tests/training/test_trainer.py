@@ -18,7 +18,8 @@ from mg3d.training import hardware
 from mg3d.training.checkpoint_io import read_sidecar, save_file
 from mg3d.training.logging_jsonl import JsonLines, read_lines
 from mg3d.training.processes import ProcessLayout
-from mg3d.training.trainer import accumulation, run, training_steps
+from mg3d.training.steps import accumulation, training_steps
+from mg3d.training.trainer import run
 
 
 def train(tmp_path: Path, **keys: Any) -> Path:
