@@ -14,12 +14,11 @@ from mg3d.errors import CheckpointError
 from mg3d.training import collective
 from mg3d.training.best_checkpoints import copy_checkpoint
 from mg3d.training.callbacks import StepMonitor
-from mg3d.training.checkpoint_io import load_file
 from mg3d.training.run_folder import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
-__all__ = ["BEST", "LAST", "BestCheckpoint", "checkpoint_of", "load_state", "scored_checkpoints"]
+__all__ = ["BEST", "LAST", "BestCheckpoint", "checkpoint_of", "scored_checkpoints"]
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 MONITORED = "val/the_metric"
@@ -97,21 +96,6 @@ def scored_checkpoints(folder: Path, given: Path | None = None) -> dict[str, Pat
         return {"given": given}
     named = {"best": folder / BEST, "last": folder / LAST}
     return {name: path for name, path in named.items() if path.is_file()}
-
-
-def load_state(module: pl.LightningModule, path: Path) -> int:
-    """Load the weights of a checkpoint strictly into a module; returns the step it was saved at.
-
-    Raises:
-        CheckpointError: damaged, or of another model.
-    """
-    content = load_file(path)
-    try:
-        module.load_state_dict(content["state_dict"])
-    except (RuntimeError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} does not fit this model: {first}", "use the config of that run") from error
-    return int(content.get("global_step", -1))
 
 
 def wait_for_all(device: Any) -> None:

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from mg3d.training import collective, nan_guard
-from mg3d.training.logging_jsonl import JsonLines
+from mg3d.training.logging_jsonl import STEP_LOG, JsonLines
 from mg3d.training.signals import RunStoppedError, StopSignals
 from mg3d.training.step_window import StepWindow, batch_rows, whole_loss
 
@@ -51,7 +51,7 @@ class StepMonitor(Callback):
         self.bad_steps = 0
         self.stop_signal = 0
         self.validated_step = -1
-        self._lines = JsonLines(run_dir / "metrics.jsonl")
+        self._lines = JsonLines(run_dir / STEP_LOG)
         self._window = StepWindow()
         self._steps_done = 0
 

@@ -96,9 +96,13 @@ class ExactResume(Callback):
 
     Validation draws from the same generators as training; the state is set aside while it runs, so that training goes
     on the same whether or not a resume repeats a validation.
+
+    Args:
+        record: entries that every checkpoint also holds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, record: Mapping[str, Any] | None = None) -> None:
+        self._record = dict(record or {})
         self.position = Position()
         self._resumed: Position | None = None
         self._step_limit: int | None = None
@@ -108,6 +112,7 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         """Store place, metrics and random states."""
+        checkpoint.update(self._record)
         checkpoint[POSITION_KEY] = dataclasses.asdict(self.position)
         checkpoint[METRICS_KEY] = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if self._before_validation is not None:
