@@ -12,10 +12,10 @@ import pytorch_lightning as pl
 
 from mg3d.files import csv_text
 from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, ReportTask, SegmentationTask, Splits, Task
-from mg3d.finetuning.checkpoints import load_state
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.names import BASELINES
 from mg3d.finetuning.scores import score_rows
+from mg3d.training.continuation import load_weights_alone
 from mg3d.training.run_folder import write_json, write_text_atomically
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def evaluate_checkpoints(
     module.ensemble = list(members)
     states: list[tuple[str, Path | None]] = [*checkpoints.items()] or [("last", None)]
     for name, path in reversed(states):
-        step = trainer.global_step if path is None else load_state(module, path)
+        step = trainer.global_step if path is None else load_weights_alone(module, path)
         selected = name == states[0][0]
         if not selected and ("evaluate" not in wanted or step == _step_of(checkpoints)):
             continue
