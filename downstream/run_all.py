@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, where it is not installed
 
-from mg3d.config_cli import refusal_text
-from mg3d.errors import ConfigError, MG3DError
+from mg3d.command_line import Parser, exit_code_of
+from mg3d.errors import ConfigError
 from mg3d.finetuning.comparison.execute import array_script, become, run_plan, write_array
 from mg3d.finetuning.comparison.plan import find_benchmarks, make_plan
 
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--benchmarks", nargs="+", default=["all"], help="folders under downstream/, or all (default)")
     made.add_argument(
         "--weights", nargs="+", default=["scratch"], help="scratch, files, folders, hub ids, or ENCODER=any of these"
@@ -52,11 +52,12 @@ def main(words: Sequence[str]) -> int:
     """Run one command line and return the exit code: 0 fine, 1 a run failed, 2 bad input."""
     options = parser().parse_args(words)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    try:
-        return _run(options, list(words))
-    except MG3DError as error:
-        print(refusal_text(error), file=sys.stderr)
-        return error.exit_code
+    return exit_code_of(
+        lambda: _run(options, list(words)),
+        disk_code=1,
+        disk_remedy="check space and permissions of --log-dir",
+        interrupted="interrupted; start the same command again: finished runs are kept",
+    )
 
 
 def _run(options: argparse.Namespace, words: list[str]) -> int:

@@ -6,14 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 from mg3d.errors import MG3DError
-from mg3d.terminal import tolerate_any_encoding
+from mg3d.terminal import one_line, tolerate_any_encoding
 
 INTERRUPTED = 130
 MAX_LINES = 5
+MAX_CHARACTERS = 400
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,7 +21,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end with exit code 2."""
-        self.exit(2, f"error: {message}\n  mend: see {Path(sys.argv[0]).name} --help\n")
+        self.exit(2, f"error: {one_line(message)}\n  mend: see {self.prog} --help\n")
+
+
+def refusal_text(error: MG3DError) -> str:
+    """An error as at most ``MAX_LINES`` lines that end with the mend."""
+    lines = [line[:MAX_CHARACTERS] for line in f"error: {error}".splitlines() if line.strip()]
+    return "\n".join(lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], lines[-1]])
 
 
 def natural(text: str) -> int:
@@ -52,12 +58,10 @@ def exit_code_of(work: Callable[[], int], *, disk_code: int, disk_remedy: str, i
     try:
         return work()
     except MG3DError as problem:
-        lines = [line for line in f"error: {problem}".splitlines() if line.strip()]
-        kept = lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], lines[-1]]
-        sys.stderr.write("\n".join(kept) + "\n")
+        sys.stderr.write(refusal_text(problem) + "\n")
         return problem.exit_code
     except OSError as problem:
-        sys.stderr.write(f"error: {problem}\n  mend: {disk_remedy}\n")
+        sys.stderr.write(f"error: {one_line(str(problem))}\n  mend: {disk_remedy}\n")
         return disk_code
     except KeyboardInterrupt:
         sys.stderr.write(f"{interrupted}\n")

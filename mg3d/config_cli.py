@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +17,9 @@ from typing import Any
 import colorama
 from docopt import DocoptExit, docopt
 
+from mg3d.command_line import refusal_text
 from mg3d.config_named import NAMED_CONFIGS
-from mg3d.config_sacred import ConfigDict, Experiment, get_config_updates
+from mg3d.config_sacred import ConfigDict, Experiment
 from mg3d.config_schema import MG3DConfig, config_defaults
 from mg3d.config_status import (
     DEAD_KEYS,
@@ -31,18 +31,21 @@ from mg3d.config_status import (
     VALUE_NOTICES,
 )
 from mg3d.config_types import suggest
+from mg3d.config_values import parse_updates, parse_value, read_config_file
 from mg3d.errors import ConfigError, MG3DError
+from mg3d.terminal import tolerate_any_encoding
 
 __all__ = [
     "Request",
     "Vocabulary",
     "compose_config",
     "parse_command_line",
-    "refusal_text",
     "run_request",
     "run_words",
 ]
 
+UNUSED_COMMANDS = ("print_dependencies", "save_config")
+"""Commands of Sacred that have nothing to say here, or write a file that every run folder has."""
 _HELP = """MG-3D pre-training
 
   python main.py with [NAMED_CONFIG ...] [KEY=VALUE ...]   train, resume or test
@@ -102,7 +105,6 @@ class Request:
     updates: dict[str, Any] = dataclasses.field(default_factory=dict)
     named: tuple[str, ...] = ()
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     notices: tuple[str, ...] = ()
     help_text: str = ""
 
@@ -125,12 +127,13 @@ def parse_command_line(experiment: Experiment, argv: Sequence[str], vocabulary: 
     words = [str(word) for word in argv]
     if any(word in ("-h", "--help") for word in words) or words[:1] == ["help"]:
         return Request(help_text=known.help_text())
+    _refuse_flags(experiment, words, known)
     arguments = _split(experiment, words, known)
-    commands = dict(experiment.gather_commands())
+    commands = [name for name, _ in experiment.gather_commands() if name not in UNUSED_COMMANDS]
     command = arguments.get("COMMAND") or experiment.default_command
     if command not in commands:
-        raise _unknown_command(str(command), list(commands), known)
-    return _read_updates(command, arguments["UPDATE"], arguments, known)
+        raise _unknown_command(str(command), commands, known)
+    return _read_updates(command, arguments["UPDATE"], known)
 
 
 def run_request(experiment: Experiment, request: Request) -> Any:
@@ -140,8 +143,7 @@ def run_request(experiment: Experiment, request: Request) -> Any:
     if str(request.command).startswith("print_"):
         colorama.init()  # no colour codes in a file or a pipe
     # --force: the checks of mg3d.config_schema replace Sacred's warnings about added keys and changed types.
-    options = {key: value for key, value in request.options.items() if key.startswith("-")} | {"--force": True}
-    run = experiment.run(request.command, request.updates, request.named, {}, {}, options)
+    run = experiment.run(request.command, request.updates, request.named, {}, {}, {"--force": True})
     return run.result
 
 
@@ -160,6 +162,7 @@ def run_words(
     """
     try:
         request = read()
+        tolerate_any_encoding(colours=str(request.command).startswith("print_"))
         if request.help_text:
             print(request.help_text)
             return 0
@@ -186,12 +189,6 @@ def compose_config(experiment: Experiment, words: Sequence[str]) -> MG3DConfig:
     return config
 
 
-def refusal_text(error: MG3DError, max_lines: int = 5) -> str:
-    """An error as at most ``max_lines`` lines that end with the mend."""
-    lines = [line[:400] for line in f"error: {error}".splitlines() if line.strip()]
-    return "\n".join(lines if len(lines) <= max_lines else [*lines[: max_lines - 1], lines[-1]])
-
-
 def _help_text() -> str:
     width = max(len(name) for name in NAMED_CONFIGS)
     return _HELP.format(named="\n".join(f"  {name:{width}}  {doc}" for name, (doc, _) in NAMED_CONFIGS.items()))
@@ -210,6 +207,19 @@ PRETRAINING = Vocabulary(
     named_notices=NAMED_NOTICES,
     value_notices=VALUE_NOTICES,
 )
+
+
+def _refuse_flags(experiment: Experiment, words: Sequence[str], known: Vocabulary) -> None:
+    """Refuse Sacred's own flags: its observers would reach out to databases and clouds, the others do nothing here."""
+    flags = dict(option.get_flags() for option in experiment.all_cli_options)
+    for word in words:
+        flag = word.partition("=")[0]
+        if not flag.startswith("-"):
+            continue
+        long = next((long for short, long in flags.items() if flag == long or flag.startswith(short)), "")
+        what = f"Sacred's flag {long} is not used here" if long else "there is no such flag"
+        remedy = f"leave it out; settings are KEY=VALUE, runs go to log_dir=, see {known.program} --help"
+        raise ConfigError(f"{word}: {what}", remedy)
 
 
 def _split(experiment: Experiment, words: list[str], known: Vocabulary) -> dict[str, Any]:
@@ -242,7 +252,7 @@ def _unknown_command(command: str, commands: list[str], known: Vocabulary) -> Co
     )
 
 
-def _read_updates(command: str | None, updates: Sequence[str], arguments: dict[str, Any], known: Vocabulary) -> Request:
+def _read_updates(command: str | None, updates: Sequence[str], known: Vocabulary) -> Request:
     accepted: list[str] = []
     named: list[str] = []
     files: dict[str, dict[str, Any]] = {}
@@ -250,7 +260,7 @@ def _read_updates(command: str | None, updates: Sequence[str], arguments: dict[s
     for update in updates:
         path, sign, text = (part.strip() for part in update.partition("="))
         if sign and path in known.no_effect:
-            unused.append((path, get_config_updates([f"{path}={text}"])[0][path]))
+            unused.append((path, parse_value(path, text)))
         elif sign:
             _check_key(path, text, known)
             accepted.append(f"{path}={text}")
@@ -260,12 +270,9 @@ def _read_updates(command: str | None, updates: Sequence[str], arguments: dict[s
         elif path:
             _check_named(path, known)
             named.append(path)
-    try:
-        values = get_config_updates(accepted)[0]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ConfigError("a key is given both whole and in parts", "give the whole dictionary or its parts") from error
+    values = parse_updates(accepted)
     notices = _notices(unused, known) + _meanings(named, values, known)
-    return Request(command, values, tuple(named), files, arguments, notices)
+    return Request(command, values, tuple(named), files, notices)
 
 
 def _check_key(path: str, text: str, known: Vocabulary) -> None:
@@ -315,16 +322,8 @@ def _check_named(name: str, known: Vocabulary) -> None:
 
 
 def _read_file(path: str, known: Vocabulary) -> dict[str, Any]:
-    """Keys of a run's ``config.json``, read as plain JSON (Sacred's own reader would rebuild arbitrary objects)."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            content = json.load(stream)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as a config: {error}", "give the config.json of a run folder"
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no dictionary of keys", "give the config.json of a run folder")
+    """Keys of a run's ``config.json``."""
+    content = read_config_file(path)
     for key, value in content.items():
         _check_key(str(key), str(value), known)
     return content

@@ -11,10 +11,9 @@ from typing import Any
 with warnings.catch_warnings():  # sacred asks setuptools for pkg_resources, which announces its own removal
     warnings.simplefilter("ignore")
     from sacred import SETTINGS, Experiment
-    from sacred.arg_parser import get_config_updates
     from sacred.config import ConfigDict
 
-__all__ = ["ConfigDict", "Experiment", "build_experiment", "get_config_updates"]
+__all__ = ["ConfigDict", "Experiment", "build_experiment"]
 
 # Sacred observes nothing here: run folders, logs and checkpoints are written by mg3d.training.
 SETTINGS.CAPTURE_MODE = "no"

@@ -19,7 +19,16 @@ from mg3d.config_types import check_value, describe, plain, setting, suggest
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.errors import ConfigError
 
-__all__ = ["DATASETS", "LATER_LOSSES", "LOSSES", "MG3DConfig", "config_defaults", "key_table", "resolve_config"]
+__all__ = [
+    "DATASETS",
+    "LATER_LOSSES",
+    "LOSSES",
+    "PLACES",
+    "MG3DConfig",
+    "config_defaults",
+    "key_table",
+    "resolve_config",
+]
 
 LOSSES = ("sen_mlm", "swin_unetr_mim", "local_itc", "itc", "itm", "clm")
 LATER_LOSSES = ("mlm", "mim", "umlm", "umim", "vqa", "cls", "mlc", "irtr")
@@ -221,6 +230,12 @@ class MG3DConfig:
     precision: int | str = setting(16, "16, 32 or bf16; 16 on a CPU falls back to 32 with a notice", choices=PRECISIONS)
     val_check_interval: int | float = setting(1.0, "fraction of an epoch, or an integer count of batches", above=0)
     resume_from: str | None = setting(None, "checkpoint of an interrupted run to go on from", path=True)
+    resume_weights_only: bool = setting(
+        False, "with resume_from: start a new optimisation from the checkpoint's weights, with any other keys"
+    )
+    resume_allow: tuple[str, ...] = setting(
+        [], "with resume_from: keys (also data, world_size) that may differ from the checkpoint; then it is not exact"
+    )
     checkpoint_every_n_steps: int = setting(
         0, "extra checkpoint interval in optimizer steps; 0: validation only", low=0
     )
@@ -261,9 +276,12 @@ class MG3DConfig:
 
     def to_dict_without_places(self) -> dict[str, Any]:
         """Like :meth:`to_dict`, of places on disk only the last name: for checkpoints, which travel."""
-        places = {field.name for field in dataclasses.fields(self) if field.metadata["path"]}
         values = self.to_dict().items()
-        return {name: Path(value).name if name in places and value else value for name, value in values}
+        return {name: Path(value).name if name in PLACES and value else value for name, value in values}
+
+
+PLACES = tuple(field.name for field in dataclasses.fields(MG3DConfig) if field.metadata["path"])
+"""Keys that are places on disk."""
 
 
 @functools.cache

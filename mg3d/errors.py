@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from mg3d.terminal import neutral, one_line
+
 
 class MG3DError(Exception):
     """Base of every error raised on purpose.
@@ -14,9 +18,9 @@ class MG3DError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        self.message = message
-        self.remedy = remedy
-        super().__init__(f"{message}\n  mend: {remedy}" if remedy else message)
+        self.message = neutral(message)
+        self.remedy = neutral(remedy)
+        super().__init__(f"{self.message}\n  mend: {self.remedy}" if remedy else self.message)
 
 
 class ConfigError(MG3DError):
@@ -36,7 +40,7 @@ class DataError(MG3DError):
     def __init__(self, message: str, remedy: str = "", *, case_id: str = "", path: str = "") -> None:
         self.case_id = case_id
         self.path = path
-        place = ", ".join(part for part in (path, f"case {case_id}" if case_id else "") if part)
+        place = ", ".join(one_line(part) for part in (path, f"case {case_id}" if case_id else "") if part)
         super().__init__(f"{place}: {message}" if place else message, remedy)
 
 
@@ -52,3 +56,22 @@ class RunFailedError(MG3DError):
     """A run started well and failed on the way (for example a non-finite loss)."""
 
     exit_code = 1
+
+
+class OutputError(RunFailedError):
+    """An output cannot be written: no room, no permission. Never the fault of an input that is read meanwhile.
+
+    Args:
+        path: the output.
+        reason: of the operating system.
+        remedy: how to mend it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, remedy: str) -> None:
+        self.path = os.fspath(path)
+        self.reason = reason
+        super().__init__(f"cannot write {one_line(self.path)}: {reason}", remedy)
+
+    def __reduce__(self) -> tuple[type[OutputError], tuple[str, str, str]]:
+        """Survive the way from a worker process."""
+        return type(self), (self.path, self.reason, self.remedy)

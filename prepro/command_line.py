@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 from mg3d.command_line import Parser, natural
+from mg3d.files import add_encoding_option
+from mg3d.scans.folders import FOLLOW_LINKS
 
 DESCRIPTION = """Pack CT-RATE, CTRG-Chest or your own scans into the Arrow files that pre-training reads.
 
@@ -36,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_run_arguments(command)
     for command in (ct_rate, own):
         _add_hounsfield_arguments(command)
+    _add_ct_rate_arguments(ct_rate)
     _add_ctrg_arguments(ctrg)
     _add_own_arguments(own)
     return parser
@@ -46,6 +49,7 @@ def _add_data_arguments(command: argparse.ArgumentParser, root_needed: bool) -> 
     add("--root", type=Path, required=root_needed, help="folder of the download; for own data the table's by default")
     add("--out", type=Path, required=True, help="folder of the arrows and manifests; made if absent")
     add("--exclude", type=Path, metavar="FILE", help="scans to leave out: text or CSV, one id or file name a line")
+    add_encoding_option(add)
     add("--split-protocol", choices=("clean", "reference"), default="clean", help="see data/README.md")
     add(
         "--val-fraction",
@@ -148,9 +152,16 @@ def _add_ctrg_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_ct_rate_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("CT-RATE").add_argument
+    help_text = "also read linked folders that lie outside --root"
+    add(FOLLOW_LINKS, action="store_true", default=argparse.SUPPRESS, help=help_text)
+
+
 def _add_own_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("own data").add_argument
     add("--table", type=Path, required=True, help="CSV of scans and reports; its paths are below --root")
+    add("--series", default=argparse.SUPPRESS, metavar="UID|largest", help="of DICOM folders that hold several series")
     add("--corpus", type=_corpus, default="clm_own", help="clm_own or clm_own_NAME: first part of the file names")
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mg3d.errors import DataError
+from mg3d.files import read_csv, read_text
 from prepro.readers.base import Case, CaseList, Exclusion
-from prepro.readers.tables import decode_text, find_separator, strip_suffix
+from prepro.readers.tables import strip_suffix
 
 REASON = "on the exclusion list"
 MAX_NOTED = 20
@@ -32,11 +32,12 @@ class ExclusionList:
     header: str = ""
 
 
-def read_exclusion_list(path: Path) -> ExclusionList:
+def read_exclusion_list(path: Path, encoding: str = "") -> ExclusionList:
     """Read a list: one name a line with ``#`` comments, or the first column of a ``.csv``.
 
     Args:
         path: the file.
+        encoding: where it is not UTF-8, see :func:`mg3d.files.decode_text`.
 
     Returns:
         the names.
@@ -44,14 +45,12 @@ def read_exclusion_list(path: Path) -> ExclusionList:
     Raises:
         DataError: the file cannot be read or holds no name.
     """
-    try:
-        text = decode_text(path.read_bytes())
-    except OSError as problem:
-        raise DataError(f"not readable ({problem.strerror})", "check --exclude", path=str(path)) from None
     is_table = path.suffix.lower() == ".csv"
-    lines = text.splitlines()
     if is_table:
-        lines = [row[0] for row in csv.reader(lines, delimiter=find_separator(text)) if row]
+        table = read_csv(path, encoding=encoding)
+        lines = [*table.columns[:1], *(row[table.columns[0]] for row in table.rows)]
+    else:
+        lines = read_text(path, encoding).splitlines()
     names = tuple(dict.fromkeys(filter(None, (line.partition("#")[0].strip() for line in lines))))
     if not names:
         raise DataError("the exclusion list is empty", "name one scan a line, or drop --exclude", path=str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from prepro.publish import MAX_LISTED_OVERLAPS, leak_list
 from prepro.readers.base import Reader
 from prepro.tokens import make_counter
 
+logger = logging.getLogger(__name__)
 MAX_AUTOMATIC_WORKERS = 8
 SCANS_WORTH_A_WORKER = 16
 RUN_ONLY = {"out", "workers", "scheduler", "shard", "on_bad", "dry_run", "caption_separator", "fragments"} | {
@@ -30,8 +32,8 @@ RUN_ONLY = {"out", "workers", "scheduler", "shard", "on_bad", "dry_run", "captio
 }
 """Options that leave no trace in the result, or are recorded under another name."""
 DATA_SET_ONLY = {
-    *("root", "annotation", "table", "exclude", "limit", "rows_per_shard"),
-    *("seed", "val_fraction", "tokenizer", "max_text_len"),
+    *("root", "annotation", "table", "follow_links", "exclude", "limit", "rows_per_shard"),
+    *("seed", "val_fraction", "tokenizer", "max_text_len", "encoding"),
 }
 """Options that choose scans or describe them: part of the data set's manifest, not of what a row holds."""
 
@@ -56,8 +58,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     counter = make_counter(options.tokenizer)
     reader = make_reader(options, geometry)
     found = reader.find_cases()
+    for name, encoding in found.notes.get("encodings", {}).items():
+        if not encoding.startswith("utf-8"):
+            logger.warning("%s was read as %s", name, encoding)
     if options.exclude:
-        found = apply_exclusion_list(found, read_exclusion_list(options.exclude))
+        found = apply_exclusion_list(found, read_exclusion_list(options.exclude, options.encoding))
     cases, unused = splits.assign_splits(
         found, reader.corpus, options.split_protocol, options.seed, options.val_fraction
     )
@@ -174,16 +179,19 @@ def make_reader(options: argparse.Namespace, geometry: Geometry) -> Reader:
         a reader, nothing read yet.
     """
     common: dict[str, Any] = {"empty_report": options.empty_report, "max_volume_gib": options.max_volume_gib}
+    common["encoding"] = options.encoding
     if options.assume_spacing:
         common["assumed_spacing_mm"] = tuple(options.assume_spacing)
     if options.dataset == "ct_rate":
         from prepro.readers.ct_rate import CtRateReader
 
+        common["follow_links"] = "follow_links" in options
         return CtRateReader(options.root, geometry, options.rescale, options.orientation, **common)
     if options.dataset == "own":
         from prepro.readers.own_data import OwnDataReader
 
         values = {"rescale": options.rescale, "orientation": options.orientation}
+        values["series"] = getattr(options, "series", "")
         return OwnDataReader(options.table, options.root, geometry, options.corpus, **values, **common)
     from prepro.readers.ctrg import CtrgReader
 

@@ -20,10 +20,10 @@ import pyarrow as pa
 
 from mg3d.datasets.arrow_schema import make_row_batch, make_schema
 from mg3d.errors import DataError, EnvironmentProblem
+from mg3d.locks import FileLock
 from mg3d.scans.geometry import Geometry
 from prepro.disk import check_free_space, estimated_row_bytes, explained, make_folder, needed_bytes
 from prepro.engines import Engine, Failure, LocalEngine, load_in_order
-from prepro.locks import FileLock
 from prepro.manifest import code_version
 from prepro.plan import Plan, Shard, make_plan
 from prepro.progress import Progress

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mg3d.atomic import sync_directory
 from mg3d.errors import DataError
-from mg3d.training.run_folder import sync_directory
-from prepro.locks import FileLock
+from mg3d.locks import FileLock
 from prepro.manifest import SUFFIX, code_version, iterate_cases, manifest_name, read_head, write_manifest
 from prepro.plan import Plan, Shard
 from prepro.readers.base import Exclusion

@@ -20,11 +20,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from mg3d.atomic import sync_directory
 from mg3d.errors import EnvironmentProblem
-from mg3d.training.run_folder import sync_directory
+from mg3d.locks import FileLock
 from prepro.arrow_writer import GrowingArrow, stored_rows
 from prepro.journal import Journal
-from prepro.locks import FileLock
 from prepro.manifest import manifest_name, read_head, write_manifest
 from prepro.plan import Shard
 from prepro.readers.base import Case, Exclusion

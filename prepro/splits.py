@@ -4,10 +4,12 @@
 ``reference``: what the published runs did, CT-RATE's validation set in both roles and CTRG cut by position
 (spec pretraining 2.2); overlaps are reported there instead of refused.
 Own data keep the splits of their table; what the table lacks is drawn by patient: test first, then validation.
+Patient ids that differ only as spreadsheets rewrite them ("001", "1", "1.0") or in case count as one patient.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from mg3d.datasets.seeding import draw_patients
 from mg3d.errors import DataError
+from mg3d.files import id_key
 from prepro.readers.base import Case, CaseList, Exclusion
 
 SPLITS = ("train", "val", "test")
@@ -23,6 +26,8 @@ VAL_FRACTIONS = {"clm_ct_rate": 0.02, "clm_chest_ctrg": 0.10}
 OWN_FRACTION = 0.10
 HELD_OUT = {"clm_ct_rate": "valid", "clm_chest_ctrg": "test"}
 MAX_PAIR_TEXT = 200
+MAX_SPELLINGS = 5
+logger = logging.getLogger(__name__)
 
 
 def assign_splits(
@@ -42,15 +47,19 @@ def assign_splits(
         cases with ``splits`` set, in the given order, and those that belong to no split of this protocol.
     """
     fraction = VAL_FRACTIONS.get(corpus, OWN_FRACTION) if val_fraction is None else val_fraction
+    one_name = _one_spelling(case.patient_id for case in found.cases)
+    merged = [replace(case, patient_id=one_name[case.patient_id]) for case in found.cases]
+    for first, second in spelled_twice(found.cases)[:MAX_SPELLINGS]:
+        logger.warning("%s", spelling_message(first, second))
     if corpus not in HELD_OUT:
-        rule = _own(found.cases, seed, fraction)
+        rule = _own(merged, seed, fraction)
     elif protocol == "reference":
         rule = _ct_rate_reference if corpus == "clm_ct_rate" else _positional(found.entries)
     elif any(case.origin for case in found.cases):
-        rule = _held_out(found.cases, HELD_OUT[corpus], seed, fraction)
+        rule = _held_out(merged, HELD_OUT[corpus], seed, fraction)
     else:
         rule = _positional(found.entries)
-    cases = [replace(case, splits=rule(case)) for case in found.cases]
+    cases = [replace(case, splits=rule(same)) for case, same in zip(found.cases, merged, strict=True)]
     unused = [
         Exclusion(case.image_id, str(case.source[0]), f"only in list {case.origin!r}, unused by this protocol")
         for case in cases
@@ -134,7 +143,41 @@ def patient_overlaps(cases: Iterable[Case]) -> list[str]:
     Returns:
         one line per patient.
     """
-    return overlaps((case.patient_id, split, case.image_id) for case in cases for split in case.splits)
+    return overlaps((id_key(case.patient_id), split, case.image_id) for case in cases for split in case.splits)
+
+
+def _one_spelling(patients: Iterable[str]) -> dict[str, str]:
+    """Patient id -> the id that stands for all its spellings; itself, where there is one."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for patient in patients:
+        groups[id_key(patient)].add(patient)
+    return {patient: min(group) for group in groups.values() for patient in group}
+
+
+def spelled_twice(cases: Iterable[Case]) -> list[tuple[Case, Case]]:
+    """List patient ids that look like another one, written differently.
+
+    Args:
+        cases: of one data set.
+
+    Returns:
+        the first case of each further spelling, behind the first case of that patient.
+    """
+    first: dict[str, Case] = {}
+    seen: dict[str, Case] = {}
+    pairs = []
+    for case in cases:
+        known = first.setdefault(id_key(case.patient_id), case)
+        if case.patient_id not in seen and known is not case:
+            pairs.append((known, case))
+        seen.setdefault(case.patient_id, case)
+    return pairs
+
+
+def spelling_message(first: Case, second: Case) -> str:
+    """Say that two ids count as one patient, naming a scan (and in own data the row) of each."""
+    one, other = (f"{case.patient_id!r} ({case.image_id}, entry {case.position})" for case in (first, second))
+    return f"patients {one} and {other} differ in spelling only: they count as one patient for the splits"
 
 
 Rule = Callable[[Case], tuple[str, ...]]

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +16,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from mg3d.command_line import exit_code_of  # noqa: E402 - the line above makes it importable
+from mg3d.locks import exclusive_output  # noqa: E402
 from prepro.verification.command import build_verify_parser  # noqa: E402
 
 
@@ -43,10 +45,11 @@ def _verify(options: argparse.Namespace) -> int:
     from prepro.verification.run import verify
 
     started = time.monotonic()
-    report = verify(options)
-    code = report.exit_code(options.strict)
-    if options.json:
-        write_json(report, options.json, code, [str(path) for path in options.paths])
+    with exclusive_output(options.json, what="--json") if options.json else nullcontext():
+        report = verify(options)
+        code = report.exit_code(options.strict)
+        if options.json:
+            write_json(report, options.json, code, [str(path) for path in options.paths])
     summary = report.summary() | {"exit": code, "seconds": round(time.monotonic() - started, 2)}
     sys.stdout.write(f"{report.text()}\n{json.dumps(summary)}\n".lstrip("\n"))
     return code

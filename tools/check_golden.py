@@ -1,4 +1,4 @@
-"""Compare the shipped modules with recorded reference tensors: ``python tools/check_golden.py DIR``."""
+"""Compare the shipped modules with recorded reference tensors: ``python tools/check_golden.py [DIR]``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+REPOSITORY = Path(__file__).resolve().parent.parent
+RECORDED = REPOSITORY / "tests" / "reference" / "golden" / "v1"
+sys.path.insert(0, str(REPOSITORY))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
         0 when every entry passed, 1 when one differs, 2 when the directory cannot be used.
     """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, help="folder with index.json")
+    parser.add_argument(
+        "directory", type=Path, nargs="?", default=RECORDED,
+        help="folder with index.json (default: the one in tests/reference of this checkout)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="torch threads (results must not depend on it)")
     parser.add_argument("--details", action="store_true", help="print the traceback of an adapter that raised")
     options = parser.parse_args(arguments)

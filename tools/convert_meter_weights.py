@@ -19,27 +19,22 @@ The last line of standard output is one JSON object. Exit code 0: written; 1: co
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mg3d.errors import CheckpointError, MG3DError
+from mg3d.command_line import Parser, exit_code_of, print_json_line
+from mg3d.errors import CheckpointError
+from mg3d.locks import exclusive_output
 
 TARGETS = ("folder", "monai_swin_unetr", "nnunet", "safetensors", "mg3d")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n  mend: see {Path(sys.argv[0]).name} --help\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("file", type=Path, help="weights file or export folder")
     add("out", type=Path, help="file or folder to write")
@@ -72,23 +67,24 @@ def main(arguments: list[str] | None = None) -> int:
         0 written, 1 could not be written, 2 bad input.
     """
     options = build_parser().parse_args(arguments)
-    try:
-        if not options.file.exists():
-            raise CheckpointError(f"{options.file} does not exist", "check the first argument")
-        _check_out(options)
-        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    return exit_code_of(
+        lambda: _run(options),
+        disk_code=1,
+        disk_remedy="check FILE and OUT, space and permissions",
+        interrupted="interrupted; nothing was written",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.file.exists():
+        raise CheckpointError(f"{options.file} does not exist", "check the first argument")
+    _check_out(options)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    with exclusive_output(options.out, what="OUT"):
+        _check_out(options)  # another process may have finished it meanwhile
         from tools.convert.job import convert
 
-        result: dict[str, Any] = convert(options)
-    except MG3DError as error:
-        lines = [line for line in f"error: {error}".splitlines() if line.strip()]
-        print("\n".join(lines[:4] + lines[-1:] if len(lines) > 5 else lines), file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: cannot write {options.out}: {error.strerror}\n  mend: choose another place", file=sys.stderr)
-        return 1
-    print(json.dumps(result))
-    return 0
+        return print_json_line(convert(options))
 
 
 def _check_out(options: argparse.Namespace) -> None:

@@ -30,6 +30,8 @@ if str(ROOT) not in sys.path:
 
 from mg3d.command_line import Parser, exit_code_of, natural  # noqa: E402
 from mg3d.errors import CheckpointError, DataError  # noqa: E402 - the line above makes it importable
+from mg3d.locks import exclusive_output  # noqa: E402
+from mg3d.scans.folders import FOLLOW_LINKS  # noqa: E402
 from tools.weights_options import add_weights_options  # noqa: E402
 
 
@@ -51,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--workers", type=_positive, default=2, metavar="N", help="processes that read scans (%(default)s)")
     add("--overwrite", action="store_true", help="start anew instead of adding to OUT")
     add("--crop-spacing", nargs=3, type=float, metavar=("Z", "Y", "X"), help="mm, for --mode crops (as in training)")
+    add(FOLLOW_LINKS, action="store_true", help="also search linked folders that lie outside the folder given")
     add_weights_options(parser)
     return parser
 
@@ -77,9 +80,10 @@ def _run(options: argparse.Namespace) -> int:
     _check(options)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("mg3d.inference").setLevel(logging.INFO)
-    from tools.embedding.job import embed
+    with exclusive_output(options.out):
+        from tools.embedding.job import embed
 
-    result = embed(options)
+        result = embed(options)
     print(json.dumps(result))
     return 1 if result["failed"] else 0
 
@@ -97,7 +101,7 @@ def _check(options: argparse.Namespace) -> None:
     if not options.out.parent.is_dir():
         raise DataError("no such folder", "make it, or mend --out", path=str(options.out.parent))
     if not is_packed(options.path):
-        find_scans(options.path)
+        find_scans(options.path, follow_links=options.follow_links)
     if find_weights(options.weights).kind == "architecture":
         raise CheckpointError(f"--weights {options.weights} is an architecture", "give a weights file or folder")
 

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -27,8 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from mg3d.atomic import atomic_folder  # noqa: E402 - the lines above make it importable
 from mg3d.command_line import Parser, exit_code_of, print_json_line  # noqa: E402
-from mg3d.errors import DataError  # noqa: E402 - the lines above make it importable
+from mg3d.errors import DataError  # noqa: E402
+from mg3d.locks import exclusive_output  # noqa: E402
 from tools.weights_options import add_weights_options, check_scan, check_weights, open_model, open_processor  # noqa: E402
 
 if TYPE_CHECKING:
@@ -101,6 +101,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     refuse_foreign_folder(options.out)
     report = find_report(options, scan)
     check_weights(options.weights)
+    with exclusive_output(options.out):
+        return _explain(options, scan, report, started)
+
+
+def _explain(options: argparse.Namespace, scan: Path, report: Report, started: float) -> dict[str, Any]:
     model = open_model(options)
     processor = open_processor(options, model)
     explained = explain(model, processor, scan, report, options.shifts)
@@ -145,8 +150,8 @@ def find_report(options: argparse.Namespace, scan: Path) -> Report:
     if words:
         return report_of_words(options.findings, options.impression)
     if options.report:
-        return read_report(options.report)
-    found = ReportTable.open(options.reports).report(str(scan.resolve()))
+        return read_report(options.report, options.encoding)
+    found = ReportTable.open(options.reports, options.encoding).report(str(scan.resolve()))
     return report_of_words(found.findings, found.impression)
 
 
@@ -285,10 +290,7 @@ def write_folder(explained: Explained, out: Path, window: str) -> int:
     from tools.explanation.pictures import draw_sentence
 
     windows = [HU_WINDOWS[key] for key in (window, *(key for key in WINDOWS if key != window))]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        staging.mkdir()
+    with atomic_folder(out) as staging:
         for place, name in enumerate(explained.pictures):
             title = f"{place + 1}. {explained.maps.sentences[place]}"
             where = MIDDLE if explained.maps.flat else peak_place(explained.contrasts[-1].values[place])
@@ -298,11 +300,6 @@ def write_folder(explained: Explained, out: Path, window: str) -> int:
             still.save(staging / name, optimize=True)
         page = render_page(explained, windows)
         (staging / PAGE).write_text(page, encoding="utf-8", errors="replace")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return (out / PAGE).stat().st_size
 
 

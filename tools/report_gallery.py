@@ -14,7 +14,6 @@ page cannot be written; 2: bad input or arguments.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import json
 import sys
@@ -28,6 +27,8 @@ if str(ROOT) not in sys.path:
 
 from mg3d.command_line import Parser, exit_code_of, natural, print_json_line  # noqa: E402
 from mg3d.errors import DataError, MG3DError  # noqa: E402 - the lines above make it importable
+from mg3d.files import read_csv  # noqa: E402
+from mg3d.locks import exclusive_output  # noqa: E402
 
 GENERATED = "generated.json"
 LABELLERS = ("auto", "keywords", "phantom", "none")
@@ -103,18 +104,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     ]
     reader, reads = _reader(options.labeller, config)
     out = options.out or folder / PAGE
-    summary = write_gallery(
-        out,
-        cases,
-        count=options.cases,
-        title=f"Generated reports of {'/'.join(folder.resolve().parts[-2:])}",
-        facts=[f"findings read by {reads}", *(f"protocol {value}" for value in [metrics.get("protocol")] if value)],
-        reader=reader,
-        volumes=_volumes(options, config, metrics),
-        order_by=options.order_by,
-        pretokenised=not options.tokenise,
-        seed=options.seed,
-    )
+    with exclusive_output(out):
+        summary = write_gallery(
+            out,
+            cases,
+            count=options.cases,
+            title=f"Generated reports of {'/'.join(folder.resolve().parts[-2:])}",
+            facts=[f"findings read by {reads}", *(f"protocol {value}" for value in [metrics.get("protocol")] if value)],
+            reader=reader,
+            volumes=_volumes(options, config, metrics),
+            order_by=options.order_by,
+            pretokenised=not options.tokenise,
+            seed=options.seed,
+        )
     return {**summary, "labeller": reads, "page": str(out)}
 
 
@@ -194,8 +196,7 @@ def _column(path: Path, name: str) -> dict[str, str]:
     """Id -> text of a column of ``per_case.csv``, where it is there."""
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as stream:
-        return {row["id"]: row[name] for row in csv.DictReader(stream) if row.get("id") and row.get(name)}
+    return {row["id"]: row[name] for row in read_csv(path).rows if row.get("id") and row.get(name)}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mg3d.errors import DataError
-from prepro.readers.tables import SEPARATORS, Table, decode_text, read_table, strip_suffix, windows_text
+from mg3d.files import Table, id_key, read_csv, read_text
+from prepro.readers.tables import strip_suffix
 from prepro.text import clean_report
 
 NAME_COLUMNS: Final = ("volumename", "volume", "imageid", "image", "path", "file", "filename", "scan", "id")
@@ -41,13 +42,14 @@ def report_of_words(findings: str | None, impression: str | None) -> Report:
     return report
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path, encoding: str = "") -> Report:
     """Read a text file with the headings "Findings:" and "Impression:", or a JSON object with these keys.
 
     Without headings the whole text counts as findings.
 
     Args:
         path: the file.
+        encoding: where it is not UTF-8, see :func:`mg3d.files.decode_text`.
 
     Raises:
         DataError: missing, too large, no text, or an empty report.
@@ -56,7 +58,7 @@ def read_report(path: Path) -> Report:
         raise DataError("no such report", "give a text file", path=str(path))
     if path.stat().st_size > MAX_REPORT_BYTES:
         raise DataError("larger than 1 MiB", "give one report, or a table as --reports", path=str(path))
-    text = windows_text(decode_text(path.read_bytes()))[0]
+    text = read_text(path, encoding)
     if "\0" in text:
         raise DataError("is no text", "give a text file", path=str(path))
     found = _from_json(text, path) if path.suffix.lower() == ".json" else _sections(text)
@@ -107,13 +109,18 @@ class ReportTable:
                 self._by_last.setdefault(key.rsplit("/", 1)[-1], set()).add(key)
 
     @classmethod
-    def open(cls, path: Path) -> ReportTable:
+    def open(cls, path: Path, encoding: str = "") -> ReportTable:
         """Read packed rows (an ``.arrow`` file or a folder), or a CSV as CT-RATE publishes it or your own.
+
+        Args:
+            path: the file or folder.
+            encoding: of a CSV that is not UTF-8.
 
         Raises:
             DataError: no such file, or no reports in it.
         """
-        return cls(path, _packed_rows(path) if path.suffix == ".arrow" or path.is_dir() else _table_rows(path))
+        packed = path.suffix == ".arrow" or path.is_dir()
+        return cls(path, _packed_rows(path) if packed else _table_rows(path, encoding))
 
     def match(self, scan: str) -> str | None:
         """Name in the table that stands for a scan: equal, or one ends with the other; None without one.
@@ -142,15 +149,18 @@ class ReportTable:
         """
         name = self.match(scan)
         if name is None:
-            raise DataError("no row for this scan", "check the names", case_id=scan_key(scan), path=str(self.path))
+            key = scan_key(scan)
+            like = next((known for known in self._reports if id_key(known) == id_key(key)), None)
+            remedy = f"the table has {like!r}: write both alike" if like else "check the names"
+            raise DataError("no row for this scan", remedy, case_id=key, path=str(self.path))
         found = self._reports[name]
         if len(found) > 1:
             raise DataError("different reports for this scan", "keep one row", case_id=name, path=str(self.path))
         return next(iter(found))
 
 
-def _table_rows(path: Path) -> Iterator[tuple[str, Report]]:
-    table = read_table(path, separators=SEPARATORS)
+def _table_rows(path: Path, encoding: str) -> Iterator[tuple[str, Report]]:
+    table = read_csv(path, encoding=encoding)
     columns = {_key(column): column for column in reversed(table.columns)}
     name = _column(table, columns, NAME_COLUMNS, "of the scans")
     findings = _column(table, columns, FINDINGS_COLUMNS, "of the findings")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from mg3d.atomic import write_text_atomically  # noqa: E402
 from mg3d.command_line import Parser, exit_code_of  # noqa: E402
 from mg3d.errors import DataError  # noqa: E402 - the lines above make it importable
+from mg3d.locks import exclusive_output  # noqa: E402
 from tools.weights_options import add_weights_options, check_scan, check_weights, open_model, open_processor  # noqa: E402
 
 if TYPE_CHECKING:
@@ -100,7 +103,8 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if options.reports is not None and not options.evaluate:
         raise DataError("--reports is for --evaluate", "leave one out")
     table = read_embeddings(options.table)
-    return evaluate(options, table) if options.evaluate else search(options, table)
+    with exclusive_output(options.out) if options.out else nullcontext():
+        return evaluate(options, table) if options.evaluate else search(options, table)
 
 
 def search(options: argparse.Namespace, table: EmbeddingTable) -> tuple[str, dict[str, Any]]:
@@ -147,10 +151,10 @@ def evaluate(options: argparse.Namespace, table: EmbeddingTable) -> tuple[str, d
     if options.reports is None:
         pairs = pairs_of_table(table)
     else:
-        pairs = pairs_with_reports(table, options.reports, open_model(options))
+        pairs = pairs_with_reports(table, options.reports, open_model(options), options.encoding)
     metrics = measure(pairs, options.bootstrap, options.seed)
     if options.out:
-        options.out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        write_text_atomically(options.out, json.dumps(metrics, indent=1) + "\n")
     from mg3d.evaluation.table import render_retrieval
 
     head = f"{len(pairs.reports)} pairs of {len(set(pairs.patients))} patients (known from {pairs.patients_from})."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mg3d.errors import DataError
+from mg3d.files import read_csv
 from mg3d.metrics.classification import weighted_binary, weighted_multiclass
 from mg3d.metrics.paired import Comparison, compare_rows, paired_difference
 
@@ -32,12 +32,8 @@ def read_rows(path: Path) -> Rows:
     Raises:
         DataError: no table with an ``id`` column, or no row.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, strict=True))
-    except (csv.Error, UnicodeDecodeError) as problem:
-        raise DataError(f"not a table ({problem})", "name the per_case.csv of a run", path=str(path)) from problem
-    if not rows or "id" not in rows[0] or None in rows[0] or None in rows[0].values():
+    rows = list(read_csv(path, whole_rows=True).rows)
+    if not rows or "id" not in rows[0]:
         raise DataError("no rows with an id column", "name the per_case.csv of a run", path=str(path))
     return rows
 

@@ -19,6 +19,7 @@ import argparse
 import json
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from mg3d.command_line import Parser, exit_code_of, natural  # noqa: E402 - the lines above make it importable
+from mg3d.files import add_encoding_option  # noqa: E402
+from mg3d.locks import exclusive_output  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     clinical.add_argument("--labeller", metavar="WHAT", help="keywords, or the folder of a trained classifier")
     clinical.add_argument("--labels", nargs=2, type=_path, metavar=("TRUTH.csv", "FOUND.csv"), help="label tables")
     add("--radeval", nargs="+", metavar="NAME", help="metrics of RadEval, if installed, e.g. f1radbert_ct")
+    add_encoding_option(add)
     add("--per-case", type=_path, metavar="FILE.csv", help="write the scores of every case")
     return parser
 
@@ -79,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from tools.report_scores.scoring import render, score, warn
 
-    result = score(options)
+    with exclusive_output(options.per_case, what="--per-case") if options.per_case else nullcontext():
+        result = score(options)
     if options.json:
         warn(result)
     else:

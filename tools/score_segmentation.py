@@ -26,6 +26,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ if str(ROOT) not in sys.path:
 
 from mg3d.command_line import Parser, exit_code_of  # noqa: E402
 from mg3d.errors import DataError, MG3DError  # noqa: E402 - the lines above make it importable
+from mg3d.files import write_csv  # noqa: E402
+from mg3d.locks import exclusive_output  # noqa: E402
 
 MAX_PROBLEMS = 20
 
@@ -78,15 +81,16 @@ def _run(options: argparse.Namespace) -> int:
 
     tolerances = tuple(dict.fromkeys(options.tolerance_mm))
     settings = Settings(dict(options.labels) if options.labels else None, options.definition, tolerances)
-    return _score_folders(options, settings) if options.truth.is_dir() else _score_files(options, settings)
+    with exclusive_output(options.out) if options.out else nullcontext():
+        return _score_folders(options, settings) if options.truth.is_dir() else _score_files(options, settings)
 
 
 def _score_files(options: argparse.Namespace, settings: Any) -> int:
-    from tools.label_scores.cases import case_name, csv_text, rows_of, score_pair, table_text
+    from tools.label_scores.cases import case_name, rows_of, score_pair, table_text
 
     scores = score_pair(options.truth, options.pred, settings)
     if options.out:
-        options.out.write_text(csv_text(rows_of(case_name(options.truth), scores)), encoding="utf-8")
+        _write(options.out, rows_of(case_name(options.truth), scores))
     if not options.json:
         header = ["class", *next(iter(scores.values()))]
         cells = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in scores.items()]
@@ -97,7 +101,7 @@ def _score_files(options: argparse.Namespace, settings: Any) -> int:
 
 
 def _score_folders(options: argparse.Namespace, settings: Any) -> int:
-    from tools.label_scores.cases import csv_text, match_folders, rows_of, score_pair, summarise, table_text
+    from tools.label_scores.cases import match_folders, rows_of, score_pair, summarise, table_text
 
     pairs, alone = match_folders(options.truth, options.pred)
     rows: list[dict[str, Any]] = []
@@ -112,7 +116,7 @@ def _score_folders(options: argparse.Namespace, settings: Any) -> int:
             f"none of {len(pairs)} pairs can be scored; {problems[-1]}", "see the other files' messages too"
         )
     if options.out:
-        options.out.write_text(csv_text(rows), encoding="utf-8")
+        _write(options.out, rows)
     summary = summarise(rows, settings.tolerances_mm)
     if not options.json:
         header = ["class", *next(iter(summary.values()))]
@@ -125,6 +129,11 @@ def _score_folders(options: argparse.Namespace, settings: Any) -> int:
     if len(problems) > MAX_PROBLEMS:
         sys.stderr.write(f"not scored: {len(problems) - MAX_PROBLEMS} more\n")
     return 1 if problems else 0
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One row per case and class; numbers keep all their digits, undefined ones are ``nan``."""
+    write_csv(path, list(rows[0]), rows)
 
 
 def _five_keys(row: Mapping[str, float]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if str(ROOT) not in sys.path:
 
 from mg3d.command_line import Parser, exit_code_of, natural  # noqa: E402
 from mg3d.errors import DataError  # noqa: E402 - the line above makes it importable
+from mg3d.files import add_encoding_option  # noqa: E402
 
 if TYPE_CHECKING:
     from mg3d.scans.slices import Window
@@ -38,7 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--limit", type=natural, default=60, metavar="N", help="studies to draw, 0 for all (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the draw (%(default)s)")
     add("--ids", nargs="+", default=(), metavar="ID", help="draw these studies instead")
+    add("--series", default="", metavar="UID|largest", help="own CSV: of a DICOM folder that holds several series")
     add("--annotation", type=Path, help="JSON of a CTRG root; looked for there when not given")
+    add_encoding_option(add)
     add(
         "--window",
         nargs="+",
@@ -102,16 +105,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ids=tuple(options.ids),
         window=window,
     )
-    summary = draw_book(open_source(options.path, options.annotation), book, make_counter(options.tokenizer))
+    summary = draw_book(
+        open_source(options.path, options.annotation, options.encoding, options.series),
+        book,
+        make_counter(options.tokenizer),
+    )
     return {**asdict(summary), "out": str(options.out)}
 
 
-def open_source(path: Path, annotation: Path | None) -> Source:
+def open_source(path: Path, annotation: Path | None, encoding: str = "", series: str = "") -> Source:
     """Recognise what a path holds.
 
     Args:
         path: file or folder, exists.
         annotation: JSON of a CTRG root.
+        series: which of several series of a DICOM folder.
+        encoding: of its tables, where they are not UTF-8.
 
     Returns:
         the data set.
@@ -126,7 +135,7 @@ def open_source(path: Path, annotation: Path | None) -> Source:
         return ArrowSource(arrows)
     from tools.gallery.raw_source import open_raw
 
-    return open_raw(path, annotation)
+    return open_raw(path, annotation, encoding, series)
 
 
 def parse_window(words: list[str]) -> Window:

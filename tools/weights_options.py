@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mg3d.errors import DataError
+from mg3d.files import add_encoding_option
 
 if TYPE_CHECKING:
     from mg3d.inference.model import MG3DModel
@@ -28,8 +29,10 @@ def add_weights_options(parser: argparse.ArgumentParser, *, required: bool = Tru
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ... (%(default)s)")
     scan = parser.add_argument_group("reading scans")
     scan.add_argument("--metadata", nargs="+", type=Path, metavar="CSV", help="scale and voxel size by VolumeName")
+    add_encoding_option(scan.add_argument)
     scan.add_argument("--rescale", choices=("auto", "apply", "skip"), default="auto", help="scale to HU (auto)")
     scan.add_argument("--assume-spacing", nargs=3, type=float, metavar=("Z", "Y", "X"), help="mm, where there is none")
+    scan.add_argument("--series", default="", metavar="UID|largest", help="of a DICOM folder that holds several series")
     scan.add_argument("--max-volume-gib", type=float, default=4.0, metavar="GIB", help="refuse larger ones")
 
 
@@ -51,8 +54,9 @@ def open_processor(options: argparse.Namespace, model: MG3DModel) -> Processor:
     from mg3d.inference.processor import make_processor
     from mg3d.inference.scan_table import read_scan_table
 
-    changes: dict[str, Any] = {"rescale": options.rescale, "table": read_scan_table(options.metadata or ())}
-    changes["max_volume_gib"] = options.max_volume_gib
+    table = read_scan_table(options.metadata or (), options.encoding)
+    changes: dict[str, Any] = {"rescale": options.rescale, "table": table}
+    changes["max_volume_gib"], changes["series"] = options.max_volume_gib, options.series
     if options.assume_spacing:
         if not all(0.01 <= size <= 100 for size in options.assume_spacing):
             raise DataError(f"--assume-spacing {options.assume_spacing}", "give three sizes in mm: Z Y X")

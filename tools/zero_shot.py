@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ if str(ROOT) not in sys.path:
 
 from mg3d.command_line import Parser, exit_code_of  # noqa: E402
 from mg3d.errors import CheckpointError, DataError, MG3DError  # noqa: E402 - the lines above make it importable
+from mg3d.files import read_text  # noqa: E402
+from mg3d.locks import exclusive_output  # noqa: E402
+from mg3d.scans.folders import FOLLOW_LINKS  # noqa: E402
 from tools.weights_options import add_weights_options, check_scan, check_weights, open_model, open_processor  # noqa: E402
 
 if TYPE_CHECKING:
@@ -68,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--negative", default=NEGATIVE, metavar="TEMPLATE", help='prompt against it ("%(default)s")')
     add("--mode", choices=("resize", "crops"), default="resize", help="one volume as in training, or averaged crops")
     add("--out", type=Path, metavar="FILE", help="write one row per scan and text (.json or .csv)")
+    add(FOLLOW_LINKS, action="store_true", help="also search linked folders that lie outside the folder given")
     add_weights_options(parser)
     return parser
 
@@ -108,12 +113,19 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     Raises:
         MG3DError: bad input, or weights without a shared image-text space.
     """
-    from tools.retrieval.search import check_out, write_rows
+    from tools.retrieval.search import check_out
 
     check_scan(options.path)
     check_out(options.out)
     questions = read_questions(options)
     check_weights(options.weights)
+    with exclusive_output(options.out) if options.out else nullcontext():
+        return _score_all(options, questions)
+
+
+def _score_all(options: argparse.Namespace, questions: Questions) -> tuple[str, dict[str, Any]]:
+    from tools.retrieval.search import write_rows
+
     model = open_model(options)
     if not model.has_shared_space:
         from mg3d.inference.model import NO_SPACE, NO_SPACE_MEND
@@ -121,7 +133,8 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise CheckpointError(f"{model.name}: {NO_SPACE}", NO_SPACE_MEND)
     rows: list[dict[str, Any]] = []
     failures: list[tuple[str, MG3DError]] = []
-    for name, vector in _vectors(options, model):
+    counts: dict[str, int] = {}
+    for name, vector in _vectors(options, model, counts):
         if isinstance(vector, MG3DError):
             failures.append((name, vector))
         else:
@@ -136,6 +149,7 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     summary = {
         "scans": scans,
         "failed": len(failures),
+        **counts,
         "kind": "pairs" if questions.negatives else "competing prompts",
         "prompts": len(questions.names),
         "out": str(options.out) if options.out else None,
@@ -158,7 +172,7 @@ def read_questions(options: argparse.Namespace) -> Questions:
         template = getattr(options, name)
         if template.count("{finding}") != 1 or template.replace("{finding}", "").count("{"):
             raise DataError(f"--{name} {template!r} has no place for the finding", f'write it as in "{POSITIVE}"')
-    entries = _read_lines(options.findings_file) if options.findings_file else options.findings
+    entries = _read_lines(options.findings_file, options.encoding) if options.findings_file else options.findings
     pairs = [_pair(entry, options) for entry in entries if entry.strip()]
     if not pairs:
         raise DataError("no finding is given", "write one per line", path=str(options.findings_file or ""))
@@ -187,17 +201,14 @@ def _checked(questions: Questions) -> Questions:
     return questions
 
 
-def _read_lines(path: Path) -> list[str]:
-    from prepro.readers.tables import decode_text, windows_text
-
-    if not path.is_file():
-        raise DataError("no such file", "give one finding per line", path=str(path))
-    text = windows_text(decode_text(path.read_bytes()))[0]
-    return [line for line in text.splitlines() if not line.startswith("#")]
+def _read_lines(path: Path, encoding: str) -> list[str]:
+    return [line for line in read_text(path, encoding).splitlines() if not line.startswith("#")]
 
 
-def _vectors(options: argparse.Namespace, model: MG3DModel) -> Iterator[tuple[str, Tensor | MG3DError]]:
-    """Name and image vector [P] of every scan, or why there is none."""
+def _vectors(
+    options: argparse.Namespace, model: MG3DModel, counts: dict[str, int]
+) -> Iterator[tuple[str, Tensor | MG3DError]]:
+    """Name and image vector [P] of every scan, or why there is none; ``counts`` takes what the search left out."""
     if options.path.suffix == ".parquet":
         yield from _table_vectors(options.path, model)
         return
@@ -206,7 +217,10 @@ def _vectors(options: argparse.Namespace, model: MG3DModel) -> Iterator[tuple[st
     from mg3d.scans.find import find_scans
 
     processor = open_processor(options, model)
-    scans = find_scans(options.path)
+    scans = find_scans(options.path, follow_links=options.follow_links)
+    for line in scans.passed_over.lines():
+        sys.stderr.write(f"{line}\n")
+    counts.update(scans.passed_over.counts())
     for scan in tqdm(scans, desc="score", unit="scan", disable=len(scans) < 2, dynamic_ncols=True):
         try:
             yield scan.name, model.vectors(processor(scan.path, mode=options.mode))[0]

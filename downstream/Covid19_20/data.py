@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mg3d.datasets.tables import write_table
 from mg3d.errors import DataError
+from mg3d.files import write_csv
 from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, SegmentationTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.scan_checks import check_pairs, problem, problem_of, unexpected_files
@@ -88,7 +88,7 @@ def write_results(cfg: FinetuneConfig, run_dir: Path, rows: list[dict[str, Any]]
         prediction = run_dir / "predictions" / f"{case.id}.nii.gz"
         written = prediction if prediction.is_file() else ""
         table.append([case.image, case.label, written, *(f"{value:.4f}" for value in figures)])
-    write_table(run_dir / "result.csv", RESULT_COLUMNS, table)
+    write_csv(run_dir / "result.csv", RESULT_COLUMNS, table)
 
 
 def write_phantom(root: Path, seed: int) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg3d.datasets.tables import write_table
 from mg3d.errors import ConfigError, DataError
+from mg3d.files import write_csv
 from mg3d.finetuning.benchmark import Benchmark, Case, ClassificationTask, Splits
 from mg3d.finetuning.meta_image_checks import check_meta_image
 from mg3d.finetuning.nodule_tables import read_candidates, read_nodules, score_candidates, table_path
@@ -88,7 +88,7 @@ def froc_entries(
 def write_results(cfg: FinetuneConfig, run_dir: Path, rows: list[dict[str, Any]]) -> None:
     """``results_test.csv`` as published."""
     listed = ((index, row["id"], row["target"], row["prob_nodule"]) for index, row in enumerate(rows))
-    write_table(run_dir / "results_test.csv", ("Index", "name", "gts", "preds"), listed)
+    write_csv(run_dir / "results_test.csv", ("Index", "name", "gts", "preds"), listed)
 
 
 def check_data(cfg: FinetuneConfig) -> list[str]:

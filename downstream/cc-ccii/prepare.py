@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mg3d.datasets.tables import write_table
 from mg3d.errors import DataError
+from mg3d.files import write_csv
 from mg3d.finetuning.prepared import Job, prepare_arrays, prepared_folder
 from mg3d.finetuning.scan_lists import COLUMNS, scan_name
 from mg3d.scans.slice_series import SliceSeries, find_series, series_to_array
@@ -51,4 +51,4 @@ def prepare(cfg: FinetuneConfig) -> None:
     )
     prepare_arrays(folder, settings(cfg), jobs, convert, cfg.num_workers)
     rows = ((s.container.name, CLASSES.index(s.parts[0]), *s.parts, len(s.slices)) for s in scans)
-    write_table(folder / LIST, COLUMNS, rows)
+    write_csv(folder / LIST, COLUMNS, rows)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg3d.datasets.tables import read_table, write_table
 from mg3d.errors import DataError
+from mg3d.files import read_csv, write_csv
 from mg3d.finetuning.benchmark import Benchmark, Case, ClassificationTask, Splits
 from mg3d.finetuning.meta_image_checks import check_meta_image
 from mg3d.finetuning.scan_checks import problem, problem_of, unexpected_files
@@ -47,9 +47,9 @@ def read_outcomes(root: Path) -> dict[str, tuple[float, float]]:
     """
     path, known = root / TABLE, {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
     found = {}
-    for line, row in enumerate(read_table(path, COLUMNS), start=2):
+    for line, row in read_csv(path, COLUMNS, whole_rows=True).numbered():
         if row["probCOVID"] not in known or row["probSevere"] not in known:
-            raise DataError(f"line {line}: outcomes must be 0 or 1", "download the table again", path=str(path))
+            raise DataError(f"row {line}: outcomes must be 0 or 1", "download the table again", path=str(path))
         found[row["PatientID"]] = known[row["probCOVID"]], known[row["probSevere"]]
     return found
 
@@ -84,7 +84,7 @@ def entries(ids: list[str], probs: np.ndarray, targets: np.ndarray, rounds: int,
 
 def write_results(cfg: FinetuneConfig, run_dir: Path, rows: list[dict[str, Any]]) -> None:
     """``result.csv`` as the challenge wants it."""
-    write_table(run_dir / "result.csv", COLUMNS, ([row["id"], row["prob_COVID"], row["prob_Severe"]] for row in rows))
+    write_csv(run_dir / "result.csv", COLUMNS, ([row["id"], row["prob_COVID"], row["prob_Severe"]] for row in rows))
 
 
 def check_data(cfg: FinetuneConfig) -> list[str]:

@@ -59,11 +59,11 @@ def scan_to_array(path: Path, size: tuple[int, int, int], published: bool = Fals
     """
     from mg3d.datasets.volume import resampled_size
     from mg3d.scans.geometry import to_canonical
-    from mg3d.scans.prepare import choose_spacing, fill_nonfinite
+    from mg3d.scans.prepare import choose_spacing, fill_nonfinite, nonfinite_voxels
     from mg3d.scans.read import read_scan
 
     raw = read_scan(path)
-    fill_nonfinite(raw)
+    fill_nonfinite(raw, nonfinite_voxels(raw), WINDOW_HU[0])
     xyz = choose_spacing(raw, None, None)[0]
     hu, spacing = raw.voxels_xyz.transpose(2, 1, 0), xyz[::-1]
     if not published:

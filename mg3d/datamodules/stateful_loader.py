@@ -85,6 +85,11 @@ class StatefulLoader:
         """Epoch of the current or next pass."""
         return self._epoch
 
+    @property
+    def position(self) -> int:
+        """Batches of this epoch that were handed out, or passed over on resuming."""
+        return self._handed
+
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass epoch ``epoch``; the position is kept when it is the epoch that was loaded."""
         if epoch != self._epoch:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mg3d.atomic import atomic_path, writing
+
+REMEDY = "free some space, give work_dir= another place, or leave out cache=disk"
 
 
 def digest_of(facts: Mapping[str, Any]) -> str:
@@ -63,6 +65,9 @@ class ArrayCache:
         Args:
             key: digest of all that the array depends on, see `digest_of`.
             make: computes it.
+
+        Raises:
+            OutputError: the disk refused to store it.
         """
         stored = self._read(key)
         if stored is not None:
@@ -80,12 +85,7 @@ class ArrayCache:
             return None
 
     def _write(self, key: str, array: np.ndarray) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{key}.", suffix=".tmp", dir=self.folder)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                np.save(stream, array, allow_pickle=False)
-            os.chmod(name, 0o644)
-            os.replace(name, self.path(key))
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with writing(self.folder, REMEDY):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.path(key), REMEDY, needed=array.nbytes) as partial, partial.open("wb") as stream:
+            np.save(stream, array, allow_pickle=False)

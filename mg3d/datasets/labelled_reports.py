@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import random
 import re
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ import numpy as np
 
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.errors import DataError
+from mg3d.files import read_csv, write_csv
 
 ID_COLUMN: Final = "AccessionNo"
 TEXT_COLUMN: Final = "report_text"
@@ -50,22 +49,28 @@ class LabelledReports:
 
 
 def read_labelled_reports(
-    path: Path, names: Sequence[str] = CT_RATE_LABELS, *, need_labels: bool = True
+    path: Path, names: Sequence[str] = CT_RATE_LABELS, *, need_labels: bool = True, encoding: str = ""
 ) -> LabelledReports:
     """Read a table of reports.
 
     Args:
-        path: csv file, UTF-8, with the columns above in any order; further columns are ignored.
+        path: csv file with the columns above in any order; further columns are ignored.
         names: label columns.
         need_labels: refuse a table without label columns; else labels may be absent altogether.
+        encoding: of a file that is not UTF-8, see :func:`mg3d.files.decode_text`.
 
     Raises:
         DataError: no such file, not a table, columns missing, no row, a name twice, or a label that is not 0 or 1.
     """
-    rows, columns = _read_rows(path)
-    with_labels = need_labels or any(name in columns for name in names)
+    table = read_csv(path, encoding=encoding, whole_rows=True)
+    rows = table.rows
+    with_labels = need_labels or any(name in table.columns for name in names)
     needed = (ID_COLUMN, TEXT_COLUMN, *(names if with_labels else ()))
-    missing = [name for name in needed if name not in columns]
+    missing = [name for name in needed if name not in table.columns]
+    if not rows:
+        raise DataError(
+            "the table holds no report", "give a table with a header and one row per report", path=str(path)
+        )
     if missing:
         raise DataError(
             f"{len(missing)} columns are missing: {', '.join(missing[:_SHOWN])}",
@@ -75,19 +80,19 @@ def read_labelled_reports(
     ids = tuple(row[ID_COLUMN].strip() for row in rows)
     _refuse_repeats(ids, path)
     labels = [[_label(row, name, path) for name in names] if with_labels else [] for row in rows]
-    texts = tuple(row[TEXT_COLUMN] or "" for row in rows)
+    texts = tuple(row[TEXT_COLUMN] for row in rows)
     array = np.asarray(labels, dtype=np.int8).reshape(len(rows), -1)
     return LabelledReports(ids, texts, array, tuple(names) if with_labels else ())
 
 
 def write_labelled_reports(path: Path, reports: LabelledReports) -> None:
     """Write a table that `read_labelled_reports` reads back: the two text columns, then the findings."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([ID_COLUMN, TEXT_COLUMN, *reports.names])
-    for name, text, row in zip(reports.ids, reports.texts, reports.labels, strict=True):
-        writer.writerow([name, text, *(int(value) for value in row)])
-    path.write_text(stream.getvalue(), encoding="utf-8", newline="")
+    rows = zip(reports.ids, reports.texts, reports.labels, strict=True)
+    write_csv(
+        path,
+        [ID_COLUMN, TEXT_COLUMN, *reports.names],
+        ([name, text, *map(int, labels)] for name, text, labels in rows),
+    )
 
 
 def split_report(text: str) -> list[str]:
@@ -100,25 +105,6 @@ def shuffle_sentences(text: str, rng: random.Random) -> str:
     sentences = split_report(text)
     rng.shuffle(sentences)
     return " ".join(sentences)
-
-
-def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    if not path.is_file():
-        raise DataError("no such file", "give a csv table of reports", path=str(path))
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        rows, columns = list(reader), list(reader.fieldnames or [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"not a UTF-8 csv table: {error}", "save it as csv, UTF-8", path=str(path)) from error
-    if not rows:
-        raise DataError(
-            "the table holds no report", "give a table with a header and one row per report", path=str(path)
-        )
-    broken = next((number for number, row in enumerate(rows, start=2) if None in row or None in row.values()), None)
-    if broken:
-        raise DataError(f"row {broken} has another number of cells than the header", "quote texts", path=str(path))
-    return rows, columns
 
 
 def _refuse_repeats(ids: Sequence[str], path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from mg3d.errors import CheckpointError
 from mg3d.training import collective
+from mg3d.training.best_checkpoints import copy_checkpoint
 from mg3d.training.callbacks import StepMonitor
-from mg3d.training.checkpoint_io import TEMPORARY, check_file, load_file, sidecar_path
-from mg3d.training.run_folder import CHECKPOINTS, write_text_atomically
+from mg3d.training.run_folder import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
-__all__ = ["BEST", "LAST", "BestCheckpoint", "checkpoint_of", "copy_checkpoint", "load_state", "scored_checkpoints"]
+__all__ = ["BEST", "LAST", "BestCheckpoint", "checkpoint_of", "scored_checkpoints"]
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 MONITORED = "val/the_metric"
@@ -70,18 +69,6 @@ class BestCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, False)  # with the state of the optimizer
 
 
-def copy_checkpoint(source: Path, target: Path) -> None:
-    """Copy a checkpoint with its digest unless it is missing, damaged, or the target is there."""
-    if target.is_file() or not source.is_file() or check_file(source):
-        return
-    partial = target.with_name(f".{target.name}.copy{TEMPORARY}")
-    shutil.copy2(source, partial)
-    if sidecar_path(source).is_file():
-        text = sidecar_path(source).read_text(encoding="utf-8").replace(f"  {source.name}", f"  {target.name}")
-        write_text_atomically(sidecar_path(target), text)
-    partial.replace(target)
-
-
 def checkpoint_of(place: str | Path) -> Path:
     """The checkpoint that a run folder or a file stands for: the best one of a folder, else the last.
 
@@ -109,21 +96,6 @@ def scored_checkpoints(folder: Path, given: Path | None = None) -> dict[str, Pat
         return {"given": given}
     named = {"best": folder / BEST, "last": folder / LAST}
     return {name: path for name, path in named.items() if path.is_file()}
-
-
-def load_state(module: pl.LightningModule, path: Path) -> int:
-    """Load the weights of a checkpoint strictly into a module; returns the step it was saved at.
-
-    Raises:
-        CheckpointError: damaged, or of another model.
-    """
-    content = load_file(path)
-    try:
-        module.load_state_dict(content["state_dict"])
-    except (RuntimeError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} does not fit this model: {first}", "use the config of that run") from error
-    return int(content.get("global_step", -1))
 
 
 def wait_for_all(device: Any) -> None:

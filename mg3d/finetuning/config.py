@@ -10,6 +10,7 @@ import functools
 import os
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mg3d.config_types import check_value, describe, plain, setting, suggest
@@ -40,6 +41,12 @@ class FinetuneConfig:
     log_dir: str = setting("result", "folder that receives one folder a run", path=True)
     run_name: str = setting("", "first part of the run folder's name; empty: made from benchmark, encoder and mode")
     resume: str = setting("", "last, a run folder or a checkpoint of an interrupted run to go on from", path=True)
+    resume_weights_only: bool = setting(
+        False, "with resume: start a new optimisation from the checkpoint's weights, with any other keys"
+    )
+    resume_allow: tuple[str, ...] = setting(
+        [], "with resume: keys (also data, world_size) that may differ from the checkpoint; then it is not exact"
+    )
     log_every_n_steps: int = setting(10, "optimizer steps between two log lines", low=1)
     deterministic: bool = setting(True, "ask torch for deterministic algorithms (warn where none exists)")
     num_threads: int = setting(0, "CPU threads of torch a process; 0 leaves torch's choice", low=0, high=1024)
@@ -151,6 +158,15 @@ class FinetuneConfig:
         own = shared.pop("extra")
         del shared["benchmark"]
         return {**shared, **own}
+
+    def to_dict_without_places(self) -> dict[str, Any]:
+        """Like :meth:`to_dict`, of places on disk only the last name: for checkpoints, which travel."""
+        values = self.to_dict().items()
+        return {name: Path(value).name if name in PLACES and value else value for name, value in values}
+
+
+PLACES = tuple(field.name for field in dataclasses.fields(FinetuneConfig) if field.metadata["path"])
+"""Keys that are places on disk."""
 
 
 @functools.cache

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
-from mg3d.errors import DataError, RunFailedError
+from mg3d.atomic import atomic_path, writing
+from mg3d.errors import DataError
 
 __all__ = ["copy_once"]
 
@@ -20,7 +20,7 @@ def copy_once(source: Path, target: Path) -> None:
 
     Raises:
         DataError: there is no such source.
-        RunFailedError: the target cannot be written.
+        OutputError: the target cannot be written.
     """
     if not source.is_file():
         raise DataError("missing", "download it again; --check-data lists everything that is wrong", path=str(source))
@@ -28,12 +28,8 @@ def copy_once(source: Path, target: Path) -> None:
     found = target.stat() if target.is_file() else None
     if found is not None and (found.st_size, int(found.st_mtime)) == (wanted.st_size, int(wanted.st_mtime)):
         return
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    remedy = "free some space, or give work_dir= a place that can be written"
+    with writing(target, remedy):
         target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target, remedy, needed=wanted.st_size) as partial:
         shutil.copy2(source, partial)
-        os.replace(partial, target)
-    except OSError as error:
-        raise RunFailedError(f"cannot write {target}: {error.strerror}", "free space, or give work_dir=") from error
-    finally:
-        partial.unlink(missing_ok=True)

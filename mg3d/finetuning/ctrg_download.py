@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mg3d.datasets.tables import read_table
 from mg3d.errors import DataError
+from mg3d.files import read_csv
 from mg3d.finetuning.scan_checks import unreadable
 from mg3d.scans.grey_slices import SLICE_SUFFIXES
 
@@ -93,19 +93,15 @@ def read_finding_codes(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[flo
         DataError: no CSV table in UTF-8, no column ``id`` or none of a finding, a row of another length, a cell that is
             no code, or an id twice with different codes.
     """
-    rows = read_table(path, ["id"])
-    names = tuple(name for name in (rows[0] if rows else {}) if name and name != "id")
-    if not names:
+    table = read_csv(path, ["id"], whole_rows=True)
+    names = tuple(name for name in table.columns if name and name != "id")
+    if not names or not table.rows:
         raise DataError("needs a column id, one of each label, and rows", "download it again", path=str(path))
     found: dict[str, tuple[float, ...]] = {}
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise DataError(
-                f"line {number} has another number of cells than the header", "quote its commas", path=str(path)
-            )
+    for number, row in table.numbered():
         codes = tuple(_code(row[name], name, number, path) for name in names)
         if found.setdefault(name_of(row["id"]), codes) != codes:
-            raise DataError(f"line {number}: id {row['id']!r} has other codes above", "keep one line", path=str(path))
+            raise DataError(f"row {number}: id {row['id']!r} has other codes above", "keep one row", path=str(path))
     return names, {name: tuple(float(code == PRESENT) for code in codes) for name, codes in found.items()}
 
 
@@ -116,7 +112,7 @@ def _code(text: str, name: str, number: int, path: Path) -> float:
         value = 99.0
     if value not in CODES:
         raise DataError(
-            f"line {number}: {name} is {text!r}, no code",
+            f"row {number}: {name} is {text!r}, no code",
             "write 1 (present), 0 (not mentioned), 2 (absent), 3 or -1 (uncertain)",
             path=str(path),
         )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +10,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from mg3d.files import csv_text
 from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, ReportTask, SegmentationTask, Splits, Task
-from mg3d.finetuning.checkpoints import load_state
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.names import BASELINES
 from mg3d.finetuning.scores import score_rows
+from mg3d.training.continuation import load_weights_alone
 from mg3d.training.run_folder import write_json, write_text_atomically
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def evaluate_checkpoints(
     module.ensemble = list(members)
     states: list[tuple[str, Path | None]] = [*checkpoints.items()] or [("last", None)]
     for name, path in reversed(states):
-        step = trainer.global_step if path is None else load_state(module, path)
+        step = trainer.global_step if path is None else load_weights_alone(module, path)
         selected = name == states[0][0]
         if not selected and ("evaluate" not in wanted or step == _step_of(checkpoints)):
             continue
@@ -195,11 +194,8 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV, the id first, undefined numbers as empty cells; atomically."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     columns.sort(key=lambda name: ("id", "patient", "class").index(name) if name in ("id", "patient", "class") else 3)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    write_text_atomically(path, stream.getvalue())
+    cells = ({name: _cell(value) for name, value in row.items()} for row in rows)
+    write_text_atomically(path, csv_text(columns, cells))
 
 
 def _cell(value: Any) -> Any:

@@ -5,13 +5,13 @@ n cases, L findings.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mg3d.files import write_csv
 from mg3d.metrics.classification import auroc
 
 __all__ = ["positive_weights", "write_label_tables"]
@@ -32,10 +32,8 @@ def write_label_tables(folder: Path, rows: Sequence[Mapping[str, Any]], names: S
     np.savez(folder / "labels_weights.npz", data=truth)
     np.savez(folder / "predicted_weights.npz", data=found)
     (folder / "accessions.txt").write_text("".join(f"{row['id']}.nii.gz\n" for row in rows), encoding="utf-8")
-    with (folder / "aurocs.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([f"{name}_auc" for name in names])
-        writer.writerow([_cell(p, t) for p, t in zip(found.T, truth.T, strict=True)])
+    areas = [_cell(p, t) for p, t in zip(found.T, truth.T, strict=True)]
+    write_csv(folder / "aurocs.csv", [f"{name}_auc" for name in names], [areas])
 
 
 def _cell(probabilities: np.ndarray, truth: np.ndarray) -> float | str:

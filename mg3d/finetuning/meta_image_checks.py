@@ -30,7 +30,7 @@ def check_meta_image(path: Path, *, full: bool = False) -> list[str]:
 
 
 def _check(path: Path, full: bool) -> list[str]:
-    from mg3d.scans.itk_image import number_type, read_information
+    from mg3d.scans.itk_image import read_information
     from mg3d.scans.read import read_scan
     from mg3d.scans.text_header import MAX_HEADER_BYTES, meta_storage
 
@@ -40,7 +40,7 @@ def _check(path: Path, full: bool) -> list[str]:
     if not storage.data_path.is_file():
         return [problem(storage.data_path, "missing, though its header is there", "download it again")]
     header = read_information(path, "MetaImageIO")
-    promised = math.prod(header.GetSize()) * number_type(header, path).itemsize
+    promised = math.prod(header.size) * header.dtype.itemsize
     held = storage.data_path.stat().st_size - max(storage.start, 0)
     packed = PACKED_BYTES.search(block) if storage.encoding != "raw" else None
     if packed is not None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg3d.datasets.tables import read_table
 from mg3d.errors import DataError
+from mg3d.files import read_csv
 
 if TYPE_CHECKING:
     from mg3d.metrics.froc import Findings, FrocResult
@@ -49,12 +49,12 @@ def read_candidates(root: Path) -> dict[str, ScanCandidates]:
     path = table_path(root, "candidates.csv")
     places: dict[str, list[tuple[float, float, float]]] = {}
     classes: dict[str, list[int]] = {}
-    for line, row in enumerate(read_table(path, (*PLACE, "class")), start=2):
+    for line, row in read_csv(path, (*PLACE, "class"), whole_rows=True).numbered():
         try:
             places.setdefault(row["seriesuid"], []).append(_xyz(row))
             classes.setdefault(row["seriesuid"], []).append(("0", "1").index(row["class"]))
         except ValueError as error:
-            raise DataError(f"line {line}: {error}", "download the table again", path=str(path)) from None
+            raise DataError(f"row {line}: {error}", "download the table again", path=str(path)) from None
     return {uid: ScanCandidates(np.asarray(places[uid]), tuple(classes[uid])) for uid in places}
 
 
@@ -70,7 +70,7 @@ def read_nodules(path: Path) -> Findings:
     """
     from mg3d.metrics.froc import Findings
 
-    rows = read_table(path, (*PLACE, "diameter_mm"))
+    rows = read_csv(path, (*PLACE, "diameter_mm"), whole_rows=True).rows
     try:
         places = np.asarray([_xyz(row) for row in rows]).reshape(-1, 3)
         diameters = np.asarray([float(row["diameter_mm"]) for row in rows])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from mg3d.errors import RunFailedError
+from mg3d.atomic import atomic_path, writing
 from mg3d.scans.read import read_scan
 
 __all__ = ["write_label_map"]
@@ -33,23 +30,14 @@ def write_label_map(path: Path, labels: np.ndarray, image: Path) -> Path:
 
     Raises:
         ValueError: the label map has not the shape of the image.
-        RunFailedError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     volume = _as_nifti(np.asarray(labels, dtype=np.uint8), image)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp.nii.gz", dir=path.parent)
-    os.close(handle)
-    try:
-        nib.save(volume, name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise RunFailedError(f"cannot write {path}: {error.strerror or error}", "free space, then predict again") from (
-            error
-        )
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+    remedy = "free some space, then predict again"
+    with writing(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, remedy, ending=".nii.gz") as partial:
+        nib.save(volume, partial)
     return path
 
 

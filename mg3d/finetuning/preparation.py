@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mg3d.errors import EnvironmentProblem
+from mg3d.atomic import atomic_folder
+from mg3d.locks import exclusive_output
 
 if TYPE_CHECKING:
     from mg3d.finetuning.benchmark import Benchmark
@@ -16,8 +19,6 @@ log = logging.getLogger(__name__)
 
 __all__ = ["prepare_data", "write_phantom"]
 
-PARTIAL = ".partial"
-
 
 def write_phantom(benchmark: Benchmark, cfg: FinetuneConfig) -> None:
     """Write the phantom data set to ``data_root`` unless something is there already.
@@ -26,24 +27,16 @@ def write_phantom(benchmark: Benchmark, cfg: FinetuneConfig) -> None:
 
     Raises:
         EnvironmentProblem: the place cannot be written.
+        OutputError: the disk is full.
     """
-    import shutil
-
     root = Path(cfg.data_root)
     if root.is_dir() and any(root.iterdir()):
         return
-    partial = root.with_name(f".{root.name}{PARTIAL}")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        benchmark.write_phantom(partial, cfg.phantom_seed)
-        if root.is_dir():
-            root.rmdir()
-        partial.rename(root)
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"cannot write the phantom data set to {root}: {error}", "give data_root= a place that can be written"
-        ) from error
+    with exclusive_output(root, wait=True, what="data_root="):
+        if root.is_dir() and any(root.iterdir()):  # another process has just written it
+            return
+        with atomic_folder(root, "give data_root= a place that can be written and has free space") as partial:
+            benchmark.write_phantom(partial, cfg.phantom_seed)
     log.info("wrote the phantom data set of %s to %s", benchmark.name, root)
 
 
@@ -52,4 +45,11 @@ def prepare_data(benchmark: Benchmark, cfg: FinetuneConfig) -> None:
     if cfg.phantom:
         write_phantom(benchmark, cfg)
     if benchmark.prepare is not None and "prepare" in cfg.stages:
-        benchmark.prepare(cfg)
+        with _alone(Path(cfg.work_dir)):
+            benchmark.prepare(cfg)
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    """Wait for another run that prepares the same folder; nothing to wait for where it cannot be written."""
+    there = next(place for place in folder.absolute().parents if place.is_dir())
+    return exclusive_output(folder, wait=True, what="work_dir=") if os.access(there, os.W_OK) else nullcontext()

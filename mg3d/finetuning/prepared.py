@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,11 +20,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mg3d.errors import DataError, RunFailedError
+from mg3d.atomic import atomic_path, write_text_atomically, writing
+from mg3d.errors import DataError, OutputError, RunFailedError
 
 __all__ = ["Job", "file_digest", "pending", "prepare_arrays", "prepared_folder"]
 
 FAILURES = "failures.json"
+REMEDY = "free some space, or give work_dir= a place that can be written"
 _LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 
@@ -83,8 +84,9 @@ def prepare_arrays(
         DataError: not one array could be made.
         RunFailedError: a worker was killed, or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(settings, indent=1, default=str) + "\n", encoding="utf-8")
+    with writing(folder, REMEDY):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(folder / "settings.json", json.dumps(settings, indent=1, default=str) + "\n", REMEDY)
     left = pending(folder, jobs)
     failures: dict[str, str] = {}
     with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="prepare", unit="scan", disable=None) as bar:
@@ -93,7 +95,7 @@ def prepare_arrays(
             if reason:
                 failures[name] = reason
                 _LOG.warning("left out %s: %s", name, reason)
-    (folder / FAILURES).write_text(json.dumps(failures, indent=1) + "\n", encoding="utf-8")
+    write_text_atomically(folder / FAILURES, json.dumps(failures, indent=1) + "\n", REMEDY)
     _LOG.info("%s: %d of %d arrays ready, %d made now", folder, len(jobs) - len(failures), len(jobs), len(left))
     if len(failures) == len(jobs):
         first = next(iter(failures.items()), ("", "no scan was found"))
@@ -127,22 +129,14 @@ def _run(make: Callable[[Job], tuple[str, str]], jobs: Sequence[Job], workers: i
 def _make(folder: Path, convert: Callable[[Any], np.ndarray], job: Job) -> tuple[str, str]:
     """Make one array; returns its name and why it failed, or an empty text."""
     target = _target(folder, job)
-    partial_file = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         array = convert(job.source)
-    except MemoryError:
+    except (MemoryError, OutputError):
         raise
     except Exception as problem:  # readers of damaged files raise all kinds of errors
         return job.name, str(problem).splitlines()[0] if isinstance(problem, DataError) else repr(problem)
-    try:
+    with writing(target, REMEDY, needed=array.nbytes):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with partial_file.open("wb") as stream:
-            np.save(stream, array, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial_file, target)
-    except OSError as problem:
-        raise RunFailedError(f"cannot write {target}: {problem.strerror}", "free space, or give work_dir=") from None
-    finally:
-        partial_file.unlink(missing_ok=True)
+    with atomic_path(target, REMEDY, needed=array.nbytes) as partial_file, partial_file.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
     return job.name, ""

@@ -21,35 +21,35 @@ from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, ReportTask,
 from mg3d.finetuning.checkpoints import (
     LAST,
     BestCheckpoint,
-    copy_checkpoint,
-    load_state,
     scored_checkpoints,
     wait_for_all,
 )
-from mg3d.finetuning.config import FinetuneConfig
+from mg3d.finetuning.config import PLACES, FinetuneConfig, finetune_defaults, resolve_finetune_config
 from mg3d.finetuning.evaluation import Evaluation, evaluate_checkpoints, finish_report, score_probe
 from mg3d.finetuning.kinds import build_datamodule, build_module
 from mg3d.finetuning.learning_rate import describe_learning_rate, effective_learning_rate
 from mg3d.finetuning.names import experiment_name, weights_label
 from mg3d.finetuning.preparation import prepare_data
-from mg3d.finetuning.splits import data_fraction, permuted_images, permuted_labels, refuse_leakage
-from mg3d.finetuning.validation_log import ValidationLog
+from mg3d.finetuning.splits import case_digests, data_fraction, permuted_images, permuted_labels, refuse_leakage
+from mg3d.finetuning.validation_log import VALIDATION_LOG, ValidationLog
 from mg3d.training import provenance
+from mg3d.training.best_checkpoints import copy_checkpoint
 from mg3d.training.callbacks import LastCheckpoint
+from mg3d.training.continuation import Continuation, RunRecord, compare, load_weights_alone
 from mg3d.training.failures import told_plainly
 from mg3d.training.hardware import Hardware, choose_hardware, process_group
-from mg3d.training.preparation import set_limits, shared_places
+from mg3d.training.preparation import Places, set_limits, shared_places, write_head
 from mg3d.training.processes import ProcessLayout, detect_layout
 from mg3d.training.progress import silence_noise
 from mg3d.training.run_folder import CHECKPOINTS, write_json
 from mg3d.training.settings import RunSettings
+from mg3d.training.steps import training_steps
 from mg3d.training.tracking import tracked
 from mg3d.training.trainer import (
     RANK_SEED_STRIDE,
     build_trainer,
     common_callbacks,
     must_validate,
-    training_steps,
 )
 
 log = logging.getLogger(__name__)
@@ -99,12 +99,25 @@ def run(cfg: FinetuneConfig, benchmark: Benchmark) -> dict[str, Any]:
             wait_for_all(_device(hardware, layout))
             if set(cfg.stages) == {"prepare"}:
                 return {"run_dir": cfg.work_dir, "steps": 0, "protocol": cfg.protocol, "metrics": {}}
-            run_dir, resume = shared_places(settings, layout)
+            places = shared_places(settings, layout)
+            going_on = _going_on(cfg, benchmark, places, hardware)
+            in_force = going_on.in_force(cfg.to_dict()) if going_on else cfg.to_dict()
             if layout.rank == 0:
-                log.info("run folder %s", run_dir)
-                _write_head(cfg, run_dir, resume, hardware)
-            job = _Job(cfg, benchmark, settings, hardware, layout, run_dir, resume)
-            return tracked(layout.rank, run_dir, lambda: _execute(job))
+                described = provenance.describe(cfg.data_root, (), hardware.world_size)
+                write_head(places, in_force, described, logs=(VALIDATION_LOG,))
+            if going_on and not going_on.refused:
+                cfg = resolve_finetune_config(in_force, benchmark)
+            job = _Job(cfg, benchmark, settings, hardware, layout, places, going_on)
+            return tracked(layout.rank, places.run_dir, lambda: _execute(job))
+
+
+def _going_on(cfg: FinetuneConfig, benchmark: Benchmark, places: Places, hardware: Hardware) -> Continuation | None:
+    """The checkpoint that is resumed or scored, held against the config."""
+    if not (places.resume and places.record):
+        return None
+    defaults, trains = finetune_defaults(benchmark), "train" in cfg.stages
+    given = (places.resume, places.record, cfg.to_dict(), defaults, hardware.world_size)
+    return compare(*given, places=PLACES, trains=trains)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +129,17 @@ class _Job:
     settings: RunSettings
     hardware: Hardware
     layout: ProcessLayout
-    run_dir: Path
-    resume: Path | None
+    places: Places
+    going_on: Continuation | None
+
+    @property
+    def run_dir(self) -> Path:
+        return self.places.run_dir
+
+    @property
+    def resume(self) -> Path | None:
+        """Checkpoint to go on from, or to score; None where only its weights are taken for a new optimisation."""
+        return None if self.settings.resume_weights_only and "train" in self.cfg.stages else self.places.resume
 
     @property
     def device(self) -> torch.device:
@@ -131,17 +153,14 @@ def _device(hardware: Hardware, layout: ProcessLayout) -> torch.device:
     return torch.device("cuda", devices[layout.local_rank] if isinstance(devices, list) else layout.local_rank)
 
 
-def _write_head(cfg: FinetuneConfig, run_dir: Path, resume: Path | None, hardware: Hardware) -> None:
-    write_json(run_dir / "config.json", cfg.to_dict())
-    described = provenance.describe(cfg.data_root, (), hardware.world_size)
-    write_json(run_dir / "environment.json", {**described, "resumed_from": str(resume) if resume else None})
-
-
 def _execute(job: _Job) -> dict[str, Any]:
     silence_noise()
     cfg = _with_weights_found(job.cfg)
     task = job.benchmark.resolve_task(cfg)
     splits = _splits(job, cfg)
+    data = case_digests(splits)
+    if job.going_on is not None:
+        job.going_on.check(data if "train" in cfg.stages else None)
     set_limits(job.settings, _batch_bytes(cfg, task))
     log.info(describe_learning_rate(cfg, task, job.hardware.world_size))
     cfg = dataclasses.replace(cfg, learning_rate=effective_learning_rate(cfg, task, job.hardware.world_size))
@@ -155,12 +174,16 @@ def _execute(job: _Job) -> dict[str, Any]:
         write_json(job.run_dir / "text_weights_report.json", told.as_dict())
     if cfg.weights and not cfg.scratch:
         _load_weights(job, cfg, module)
+    if job.places.resume and job.resume is None:
+        load_weights_alone(module, job.places.resume)
     if isinstance(task, ClassificationTask) and _is_probe(cfg, task):
         module.to(job.device)
         evaluation = score_probe(cfg, task, module, datamodule)
         done = 0
     else:
-        evaluation, done = _train_and_evaluate(job, cfg, task, datamodule, module, steps)
+        record = RunRecord(job.cfg.to_dict_without_places(), data, job.hardware.world_size)
+        callbacks, best = _callbacks(job, steps, record)
+        evaluation, done = _train_and_evaluate(job, cfg, task, datamodule, module, steps, callbacks, best)
     metrics = evaluation.metrics
     if job.layout.rank == 0:  # with the rows of all processes
         metrics = finish_report(cfg, job.benchmark, task, splits, evaluation, job.run_dir)
@@ -223,9 +246,15 @@ def _load_weights(job: _Job, cfg: FinetuneConfig, module: pl.LightningModule) ->
 
 
 def _train_and_evaluate(
-    job: _Job, cfg: FinetuneConfig, task: Task, datamodule: Any, module: Any, steps: int
+    job: _Job,
+    cfg: FinetuneConfig,
+    task: Task,
+    datamodule: Any,
+    module: Any,
+    steps: int,
+    callbacks: list[Callback],
+    best: BestCheckpoint | None,
 ) -> tuple[Evaluation, int]:
-    callbacks, best = _callbacks(job, steps)
     trainer = build_trainer(
         job.settings,
         job.hardware,
@@ -257,8 +286,8 @@ def _train_and_evaluate(
     return evaluation, done or max(evaluation.steps.values(), default=0)
 
 
-def _callbacks(job: _Job, steps: int) -> tuple[list[Callback], BestCheckpoint | None]:
-    monitor, callbacks = common_callbacks(job.settings, job.run_dir, steps)
+def _callbacks(job: _Job, steps: int, record: RunRecord) -> tuple[list[Callback], BestCheckpoint | None]:
+    monitor, callbacks = common_callbacks(job.settings, job.run_dir, steps, record)
     if job.settings.fast_dev_run:
         return callbacks, None
     folder = job.run_dir / CHECKPOINTS
@@ -283,6 +312,6 @@ def _ensemble(cfg: FinetuneConfig, task: Task, steps: int) -> list[Any]:
     members = []
     for place in cfg.ensemble:
         member = build_module(cfg, task, steps)
-        load_state(member, checkpoint_of(place))
+        load_weights_alone(member, checkpoint_of(place))
         members.append(member.eval().requires_grad_(False))
     return members

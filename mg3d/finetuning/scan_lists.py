@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mg3d.datasets.tables import read_table
 from mg3d.errors import DataError
+from mg3d.files import read_csv
 from mg3d.finetuning.benchmark import Case
 from mg3d.finetuning.scan_checks import problem, problem_of
 from mg3d.scans.slice_series import SliceSeries, read_slices
@@ -32,9 +32,9 @@ def read_scan_list(path: Path, classes: Sequence[str]) -> dict[str, dict[str, st
         DataError: no such table, a column is missing, or a class that does not exist.
     """
     rows = {}
-    for line, row in enumerate(read_table(path, COLUMNS), start=2):
+    for line, row in read_csv(path, COLUMNS, whole_rows=True).numbered():
         if not row["target"].isdecimal() or int(row["target"]) >= len(classes) or not row["n_slice"].isdecimal():
-            what = f"line {line}: target {row['target']!r} or n_slice {row['n_slice']!r} is wrong"
+            what = f"row {line}: target {row['target']!r} or n_slice {row['n_slice']!r} is wrong"
             raise DataError(what, _AGAIN, path=str(path))
         rows[scan_name(row["patient_id"], row["scan_id"])] = row
     return rows

@@ -6,6 +6,7 @@ Everything is decided by the names and a seed, so that two machines get the same
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import random
 from collections import Counter
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mg3d.finetuning.config import FinetuneConfig
 
 __all__ = [
+    "case_digests",
     "contiguous_blocks",
     "data_fraction",
     "leakage_report",
@@ -93,6 +95,17 @@ def nested_splits(folds: Sequence[Sequence[Case]], cfg: FinetuneConfig) -> Split
     selecting = (held + 1) % len(folds)
     train = tuple(case for index, fold in enumerate(folds) if index not in (held, selecting) for case in fold)
     return Splits(train, tuple(folds[selecting]), tuple(folds[held]))
+
+
+def case_digests(splits: Splits) -> dict[str, str]:
+    """Part of the benchmark -> digest of its cases: their names, patients, targets, and the size of their files."""
+
+    def about(case: Case) -> str:
+        files = (path for path in (case.image, case.label) if path is not None and path.is_file())
+        return repr((case.id, case.patient, case.targets, [path.stat().st_size for path in files]))
+
+    named = {"training cases": splits.train, "validation cases": splits.val}
+    return {name: hashlib.sha256("\n".join(map(about, cases)).encode()).hexdigest() for name, cases in named.items()}
 
 
 def data_fraction(cases: Sequence[Case], fraction: float, seed: int = 0) -> tuple[Case, ...]:

@@ -9,7 +9,9 @@ from pytorch_lightning.callbacks import Callback
 
 from mg3d.training.logging_jsonl import JsonLines
 
-__all__ = ["ValidationLog"]
+__all__ = ["VALIDATION_LOG", "ValidationLog"]
+
+VALIDATION_LOG = "validation.jsonl"
 
 
 class ValidationLog(Callback):
@@ -20,7 +22,7 @@ class ValidationLog(Callback):
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._lines = JsonLines(run_dir / "validation.jsonl")
+        self._lines = JsonLines(run_dir / VALIDATION_LOG)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the line of a validation on rank 0; the check before training has none."""

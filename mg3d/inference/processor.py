@@ -20,6 +20,7 @@ from mg3d.errors import CheckpointError, DataError
 from mg3d.inference.crops import MIN_OVERLAP, crop_starts, pad_to
 from mg3d.inference.places import Place, find_weights
 from mg3d.inference.scan_table import TableRow, read_scan_table, scan_name
+from mg3d.models.bounds import PREPARATION, check_values, read_json_object
 from mg3d.scans.geometry import WHOLE, Geometry, grid_spacing, plan_axes
 from mg3d.scans.prepare import PreparedScan, prepare_scan
 from mg3d.scans.raw_volume import UNKNOWN_DIRECTIONS, RawVolume, check_layout, check_spacing
@@ -94,6 +95,7 @@ class Processor:
         crop_spacing_mm: (z, y, x) of ``crops``; None takes what ``resize`` gives the same scan, as in training.
         overlap: least part of its length that a crop shares with the next one.
         max_volume_gib: refuse what claims more voxel data than this.
+        series: of a DICOM folder that holds several: SeriesInstanceUID or ``largest``.
         table: scale and voxel size of scans by name, where the header is not enough, see
             :func:`mg3d.inference.scan_table.read_scan_table`.
     """
@@ -107,6 +109,7 @@ class Processor:
     crop_spacing_mm: Triple | None = None
     overlap: float = MIN_OVERLAP
     max_volume_gib: float = 4.0
+    series: str = ""
     table: Mapping[str, TableRow] = field(default_factory=dict, repr=False)
 
     def __call__(
@@ -115,8 +118,8 @@ class Processor:
         """Prepare one scan.
 
         Args:
-            scan: NIfTI, NRRD, MetaImage or published ``.npz`` file, DICOM series folder; or an array or tensor
-                [D, H, W] in HU (z to superior, y to posterior, x to the patient's left).
+            scan: NIfTI, NRRD, MetaImage or published ``.npz`` file, DICOM folder or multi-frame file; or an array or
+                tensor [D, H, W] in HU (z to superior, y to posterior, x to the patient's left).
             spacing_mm: voxel size (z, y, x) of an array.
             mode: ``resize`` gives one volume as in training (resample, centre crop, resize); ``crops`` covers the
                 whole scan with overlapping volumes of the same size and voxel size.
@@ -131,7 +134,7 @@ class Processor:
             path = Path(scan).expanduser()
             if not path.exists():
                 raise DataError("no such file or folder", "give the scan's path", path=str(path))
-            raw, rescale = read_scan(path, self.max_volume_gib), self.rescale
+            raw, rescale = read_scan(path, self.max_volume_gib, self.series), self.rescale
             row = self.table.get(scan_name(path.name))
         else:
             raw, rescale = _array_as_scan(scan, spacing_mm, self.max_volume_gib), "skip"
@@ -141,6 +144,8 @@ class Processor:
             rescale=rescale,
             table_rescale=row.rescale if row else None,
             table_spacing_mm=row.spacing_mm if row else None,
+            table_shape=row.shape if row else None,
+            table_expected=bool(self.table) and not raw.hounsfield,
             assumed_spacing_mm=self.assumed_spacing_mm,
             grid=self._crop_grid if mode == "crops" else None,
         )
@@ -160,6 +165,8 @@ class Processor:
         """What decides about the numbers, as plain values."""
         names = ("size_dhw", "target_spacing_mm", "crop_fractions_dhw", "window_hu", "rescale", "assumed_spacing_mm")
         found = {name: getattr(self, name) for name in (*names, "crop_spacing_mm", "overlap")}
+        if self.series:
+            found["series"] = self.series
         return {"axis_order": AXIS_ORDER, **json.loads(json.dumps(found))}
 
     def _crop_grid(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> Geometry:
@@ -198,7 +205,7 @@ def load_processor(
         name_or_path: as for :func:`mg3d.load_model`.
         metadata: CSV files with the scale of scans by name, see :mod:`mg3d.inference.scan_table`; the first release
             of CT-RATE needs its own.
-        **changes: other values of :class:`Processor`'s fields, for example ``window_hu`` or ``assumed_spacing_mm``.
+        **changes: other values of :class:`Processor`'s fields, for example ``assumed_spacing_mm`` or ``series``.
 
     Returns:
         The processor; weights that record nothing (the published files) get the published geometry.
@@ -216,14 +223,7 @@ def load_processor(
 def stored_preparation(place: Place) -> dict[str, Any]:
     """What weights record about the preparation of volumes; the published one where they record none."""
     if place.kind == "folder":
-        path = place.path / PREPROCESSOR_NAME
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error})", "copy or download the folder again") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} holds no object", "copy or download the folder again")
-        return content
+        return read_json_object(place.path / PREPROCESSOR_NAME)
     if place.kind == "architecture":
         return published_geometry()
     from mg3d.models.conversion import read_own_weights
@@ -243,6 +243,7 @@ def make_processor(stored: Mapping[str, Any], **changes: Any) -> Processor:
         CheckpointError: another axis order or orientation, values that are no geometry, or 8-bit grey without a window.
     """
     published = published_geometry()
+    check_values(stored, PREPARATION, "the stored preparation is no geometry")
     if stored.get("axis_order", AXIS_ORDER) != AXIS_ORDER or stored.get("orientation", "LPS") != "LPS":
         raise CheckpointError(
             f"the weights want volumes as {stored.get('axis_order')} {stored.get('orientation', '')}".strip(),

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mg3d.errors import CheckpointError
+from mg3d.models.coverage import CoverageReport, check_coverage, check_known
 from mg3d.models.vision_encoders.base import VisionEncoder
-from mg3d.models.weight_maps import CONSTANT, CONSTANT_SUFFIXES, WITHOUT_ENCODER, Translation, translate
+from mg3d.models.weight_maps import (
+    CONSTANT,
+    CONSTANT_SUFFIXES,
+    WITHOUT_ENCODER,
+    Translation,
+    is_encoder_entry,
+    translate,
+)
 from mg3d.models.weights_file import (
     FORMAT_VERSION,
     METADATA_KEY,
@@ -35,6 +41,7 @@ __all__ = [
     "CoverageReport",
     "check_coverage",
     "check_dtypes",
+    "check_known",
     "check_merging",
     "check_resumable",
     "describe_weights",
@@ -60,65 +67,6 @@ ENCODER_PREFIXES = ("vision_encoder.", "swinViT.")
 _RESUME_MEND = "resume with the config of that run (its config.json), or start a new one with load_path"
 
 _LEARNED_SUMS = ("fc1.weight", "fc2.weight")
-
-
-@dataclass
-class CoverageReport:
-    """What became of every tensor when weights were loaded.
-
-    Attributes:
-        loaded: names in the module that received a tensor.
-        renamed: (name in the file, name in the module) of those whose name changed.
-        missing: names in the module without a tensor in the file.
-        unexpected: names in the file without a place in the module.
-        reshaped: (name in the module, shape in the file, shape in the module) of tensors left out for their shape.
-        dropped: names in the file that are left out on purpose, each with the reason.
-        encoder_total: entries of the module's image encoder (of the module, if it has none).
-        encoder_loaded: how many of them received a tensor.
-        family: layout of the file, see :mod:`mg3d.models.weight_maps`.
-        has_merging: the file holds patch-merging layers.
-        patch_merging: order in which these were trained; empty if there are none.
-    """
-
-    loaded: list[str] = field(default_factory=list)
-    renamed: list[tuple[str, str]] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-    dropped: dict[str, str] = field(default_factory=dict)
-    encoder_total: int = 0
-    encoder_loaded: int = 0
-    family: str = "unknown"
-    has_merging: bool = False
-    patch_merging: str = ""
-
-    @property
-    def encoder_fraction(self) -> float:
-        """Share of the encoder's entries that were loaded, in [0, 1]."""
-        return self.encoder_loaded / self.encoder_total if self.encoder_total else 0.0
-
-    def counts(self) -> dict[str, int]:
-        """Number of entries by what became of them."""
-        kinds = ("loaded", "renamed", "missing", "unexpected", "reshaped", "dropped")
-        return {kind: len(getattr(self, kind)) for kind in kinds}
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON types."""
-        plain = asdict(self)
-        plain["renamed"] = [list(pair) for pair in self.renamed]
-        plain["reshaped"] = [[name, list(found), list(wanted)] for name, found, wanted in self.reshaped]
-        return plain
-
-    def __str__(self) -> str:
-        counts = ", ".join(f"{kind} {count}" for kind, count in self.counts().items())
-        order = f", {self.patch_merging} merging" if self.patch_merging else ""
-        lines = [f"weights ({self.family}{order}): {counts}; encoder {self.encoder_loaded}/{self.encoder_total}"]
-        reshaped = [f"{name} {found} -> {wanted}" for name, found, wanted in self.reshaped]
-        for kind, names in (("missing", self.missing), ("unexpected", self.unexpected), ("reshaped", reshaped)):
-            if names:
-                lines.append(f"  {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
-        lines += [f"  dropped: {count} ({reason})" for reason, count in Counter(self.dropped.values()).items()]
-        return "\n".join(lines)
 
 
 def describe_weights(module: nn.Module, **extra: Any) -> dict[str, Any]:
@@ -160,11 +108,15 @@ def load_weights(
         The report, which is also logged.
 
     Raises:
-        CheckpointError: unreadable file, other patch-merging order, other dtype, or too little of the encoder covered.
+        CheckpointError: unreadable or unknown file, other patch-merging order, other dtype, too little of the encoder
+            covered, or tensors of the file's encoder left over.
     """
     file = read_weights_file(path)
+    check_known(file.tensors, path)
     target = module.state_dict()
     assigned, report = match_tensors(file.tensors, target)
+    if any(name.startswith("vision_encoder.") for name in target):  # its tokens would be those behind the head
+        report.encoder_unused += [name for name in report.unexpected if "proj_head." in name]
     if report.has_merging:
         report.patch_merging = check_merging(merging_order(module), stored_merging(file, patch_merging, path), path)
     check_dtypes(assigned, {name: value.dtype for name, value in target.items()}, path, cast=cast)
@@ -299,22 +251,6 @@ def _fits(found: torch.dtype, wanted: torch.dtype, cast: bool) -> bool:
     return cast and found.is_floating_point and wanted.is_floating_point
 
 
-def check_coverage(report: CoverageReport, path: str | os.PathLike[str], least: float = 0.95) -> None:
-    """Refuse a file that covers too little of the encoder.
-
-    Raises:
-        CheckpointError: the covered share is below ``least``; the message holds the report.
-    """
-    if report.encoder_fraction >= least:
-        return
-    mend = "choose the encoder and sizes the file was made with, or load with allow_partial"
-    if report.family in WITHOUT_ENCODER:
-        mend = f"{WITHOUT_ENCODER[report.family]} only: load with allow_partial to take just that"
-    raise CheckpointError(
-        f"{path} covers only {report.encoder_loaded} of {report.encoder_total} entries of the encoder\n{report}", mend
-    )
-
-
 def _warn_learned_sums(module: nn.Module, report: CoverageReport) -> None:
     """Published files hold these unused layers for 384 or 48 tokens; only two variants of the fusion use them."""
     variant = getattr(getattr(module, "options", None), "fusion_variant", "mean")
@@ -364,10 +300,13 @@ def _assign(
         name = next((name for name in places if name in target and name not in assigned), None)
         if name is None and key.endswith(CONSTANT_SUFFIXES):
             report.dropped[key] = CONSTANT
-        elif name is None:
-            report.unexpected.append(key)
-        elif value.shape != target[name].shape:
-            report.reshaped.append((name, tuple(value.shape), tuple(target[name].shape)))
+        elif name is None or value.shape != target[name].shape:
+            if name is None:
+                report.unexpected.append(key)
+            else:
+                report.reshaped.append((name, tuple(value.shape), tuple(target[name].shape)))
+            if is_encoder_entry(translation.names.get(key, key), translation.family) and not _is_head(key, name):
+                report.encoder_unused.append(key)
         else:
             assigned[name] = value
             if name != key:
@@ -377,6 +316,11 @@ def _assign(
     expected = [name for name in target if not name.endswith(_OPTIONAL_SUFFIXES)]
     report.missing = [name for name in expected if name not in assigned and name not in left_out]
     return assigned, report
+
+
+def _is_head(key: str, place: str | None) -> bool:
+    """Whether an entry without a place is a projection head, which decoders and SwinUNETR do without."""
+    return place is None and ("proj_head." in key or key.endswith(_OPTIONAL_SUFFIXES))
 
 
 def _count_encoder(report: CoverageReport, target: Mapping[str, Tensor]) -> None:

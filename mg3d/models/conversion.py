@@ -16,23 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.errors import CheckpointError
+from mg3d.models.bounds import check_metadata
 from mg3d.models.checkpoint import (
     CoverageReport,
     check_coverage,
     check_dtypes,
+    check_known,
     match_tensors,
     says_merging,
     stored_merging,
 )
 from mg3d.models.nnunet_format import describe_encoder, stated_architecture
 from mg3d.models.vision_encoders import encoder_from_metadata
-from mg3d.models.weight_maps import CONSTANT_SUFFIXES, NEVER_CALLED, Translation, translate
+from mg3d.models.weight_maps import CONSTANT_SUFFIXES, NEVER_CALLED, Translation, is_encoder_entry, translate
 from mg3d.models.weight_shapes import ENCODER_PREFIX, infer_encoder, infer_network
 from mg3d.models.weights_file import FORMAT_VERSION, NNUNET_KEY, WeightsFile, read_weights_file
 
 KEPT_HYPERPARAMETERS = ("max_text_len", "hidden_size", "num_top_layer", "fusion_variant", "itc_embed_dim")
 
-_ENCODER_ENTRY = re.compile(r"(patch_embed|layers\d+|proj_head|down_tr\d+|encoder\.stem|encoder\.stages)\.")
+_ENCODER_ENTRY = re.compile(r"(patch_embed|layers\d+c?|proj_head|down_tr\d+|encoder\.stem|encoder\.stages)\.")
 _SEGMENTATION_BLOCK = re.compile(r"encoder\d+\.")
 
 
@@ -74,12 +76,14 @@ def read_own_weights(
         CheckpointError: unreadable or incomplete file, other dtype, or a contradicted merging order.
     """
     file = read_weights_file(path)
+    check_known(file.tensors, path)
     translation = translate(file.tensors)
     own = {name: own_name(here, translation.family) for name, here in translation.names.items()}
     tensors = {key: file.tensors[name] for name, key in own.items() if key}
     if cast:
         tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     metadata = _describe(file, translation, tensors, stored_merging(file, patch_merging, path), extra or {})
+    check_metadata(metadata, path)
     target = {ENCODER_PREFIX + name: value for name, value in meta_encoder(metadata).state_dict().items()}
     wanted = {key: torch.float32 if value.is_floating_point() else value.dtype for key, value in tensors.items()}
     wanted |= {key: value.dtype for key, value in target.items() if key in tensors}
@@ -124,7 +128,7 @@ def _describe(
     pcrlv2 = NEVER_CALLED in translation.dropped.values()
     stored, inferred = file.metadata, infer_network(tensors)
     inferred["vision_encoder"] = infer_encoder(tensors, order, batch_statistics=not pcrlv2)
-    architecture = stated_architecture(stored.get(NNUNET_KEY) or {})
+    architecture = stated_architecture(stored.get(NNUNET_KEY))
     if architecture:
         with torch.device("meta"):  # the encoder's own description has more keys than nnU-Net's plans
             inferred["vision_encoder"] = encoder_from_metadata(describe_encoder(architecture)).metadata()
@@ -148,6 +152,7 @@ def _coverage(
     report = match_tensors(source, {**tensors, **target})[1]
     expected = {name for name in target if not name.endswith("num_batches_tracked")}
     report.missing = sorted(name for name in report.missing if name in expected)
+    report.encoder_unused += [name for name in tensors if is_encoder_entry(name, "mg3d") and name not in target]
     report.encoder_total = len(expected)
     report.encoder_loaded = len(expected.intersection(report.loaded))
     return report

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from mg3d import __version__
+from mg3d.atomic import atomic_folder
 from mg3d.errors import CheckpointError
+from mg3d.models.bounds import check_metadata, read_json_object
 from mg3d.models.conversion import OwnWeights, read_own_weights
 from mg3d.models.model_card import as_json, write_card
 from mg3d.models.weight_shapes import infer_encoder
@@ -105,6 +106,7 @@ def export_folder(
 
     Raises:
         CheckpointError: unreadable source, unknown preparation, or ``out`` exists.
+        OutputError: no room, no permission.
     """
     out = Path(out)
     if isinstance(source, OwnWeights):
@@ -115,10 +117,7 @@ def export_folder(
     preprocessor = _preprocessor({**(geometry or {}), **own.metadata})
     place = Path(tokenizer or own.metadata.get("text_encoder") or "").expanduser()
     config = _config(own, {"code": "Apache-2.0", "weights": licence, "data": data_licence}, training_data)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with atomic_folder(out, needed=sum(value.nbytes for value in own.tensors.values())) as partial:
         has_tokenizer = _copy_tokenizer(place, partial / TOKENIZER_NAME)
         config["text_encoder"]["tokenizer"] = TOKENIZER_NAME if has_tokenizer else None
         origin = {key: config[key] for key in ("licence", "training_data")}
@@ -126,11 +125,6 @@ def export_folder(
         (partial / CONFIG_NAME).write_text(as_json(config), encoding="utf-8")
         (partial / PREPROCESSOR_NAME).write_text(as_json(preprocessor), encoding="utf-8")
         (partial / CARD_NAME).write_text(write_card(config, preprocessor, title or out.name), encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
@@ -147,9 +141,10 @@ def read_folder(path: str | os.PathLike[str]) -> ExportedModel:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no folder"
         raise CheckpointError(f"{folder} is {what}, not an export folder", "load a single file with load_weights")
-    config, preprocessor = _read_json(folder / CONFIG_NAME), _read_json(folder / PREPROCESSOR_NAME)
+    config, preprocessor = (read_json_object(folder / name) for name in (CONFIG_NAME, PREPROCESSOR_NAME))
     for content, name in ((config, CONFIG_NAME), (preprocessor, PREPROCESSOR_NAME)):
         check_format_version(content, folder / name)
+        check_metadata(content, folder / name)
     if not (folder / WEIGHTS_NAME).is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS_NAME}", "copy or download the whole folder again")
     file = read_weights_file(folder / WEIGHTS_NAME)
@@ -276,18 +271,6 @@ def _copy_tokenizer(source: Path, target: Path) -> bool:
             text = as_json({key: value for key, value in json.loads(text).items() if "name_or_path" not in key})
         (target / name).write_text(text, encoding="utf-8")
     return True
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}", "name an export folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error})", "copy or download the folder again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object", "export the model again")
-    return content
 
 
 def _check_together(

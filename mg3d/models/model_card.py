@@ -54,6 +54,7 @@ def _summary(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> str:
     count, size = config["weights"]["parameters"], config["input_size_dhw"]
     lines = [
         f"MG-3D weights: image encoder `{encoder.get('name', 'none')}`"
+        + (", residual blocks (SwinUNETR v2)" if encoder.get("residual_blocks") else "")
         + (f", patch merging `{config['patch_merging']}`" if config.get("patch_merging") else "")
         + f", {count / 1e6:.2f} M numbers in {config['weights']['entries']} tensors, input (D, H, W) = {size}.",
         f"Text encoder: {config['text_encoder']['name'] or 'none'}.",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.errors import CheckpointError, EnvironmentProblem
+from mg3d.models.bounds import Bound, check_values
 
 PLAIN_CLASS = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 RESIDUAL_CLASS = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
@@ -90,7 +91,7 @@ def build_network(described: Mapping[str, Any], classes: int, deep_supervision: 
 
 
 def _check_class(described: Mapping[str, Any]) -> None:
-    if described.get("network_class_name") not in ENCODER_OF_CLASS:
+    if str(described.get("network_class_name")) not in ENCODER_OF_CLASS:
         raise CheckpointError(
             f"the network {described.get('network_class_name')} is none that fits",
             f"known: {', '.join(ENCODER_OF_CLASS)}",
@@ -147,7 +148,7 @@ def to_nnunet(encoder: Mapping[str, Tensor], metadata: Mapping[str, Any], classe
     }
 
 
-def stated_architecture(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def stated_architecture(arguments: Any) -> dict[str, Any]:
     """The ``architecture`` entry of the plans in an nnU-Net checkpoint; empty if there is none.
 
     A configuration that inherits from another takes that one's architecture.
@@ -155,14 +156,18 @@ def stated_architecture(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         arguments: ``init_args`` of the checkpoint.
     """
-    plans, name = arguments.get("plans") or {}, arguments.get("configuration", CONFIGURATION)
-    configurations = plans.get("configurations") or {}
+    name = _mapping(arguments).get("configuration", CONFIGURATION)
+    configurations = _mapping(_mapping(_mapping(arguments).get("plans")).get("configurations"))
     for _ in range(len(configurations)):
-        found = configurations.get(name, {})
+        found = _mapping(configurations.get(str(name)))
         if "architecture" in found:
-            return dict(found["architecture"])
+            return dict(_mapping(found["architecture"]))
         name = found.get("inherits_from")
     return {}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def describe_encoder(architecture: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +180,8 @@ def describe_encoder(architecture: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: another network class, or sizes that are missing.
     """
     _check_class(architecture)
-    sizes, name = architecture["arch_kwargs"], ENCODER_OF_CLASS[architecture["network_class_name"]]
+    sizes, name = _mapping(architecture.get("arch_kwargs")), ENCODER_OF_CLASS[architecture["network_class_name"]]
+    check_values({"n_stages": sizes.get("n_stages")}, {"n_stages": Bound(1, 16)}, "plans of nnU-Net")
     try:
         blocks = sizes["n_blocks_per_stage" if name == "nnunet_resenc" else "n_conv_per_stage"]
         count = int(sizes["n_stages"])

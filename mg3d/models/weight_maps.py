@@ -3,7 +3,7 @@
 | family | how it is told | what is used |
 |---|---|---|
 | ``mg3d`` | ``vision_encoder.`` with 3-D convolutions | everything |
-| ``swin_unetr`` | ``swinViT.`` (MONAI's SwinUNETR, VoCo) | 126 Swin entries, 11 of the five encoder blocks |
+| ``swin_unetr`` | ``swinViT.`` (MONAI's SwinUNETR, v2 and VoCo too) | the Swin entries, 11 of the five encoder blocks |
 | ``swin_simmim`` | ``encoder.layers1.0.0.`` (MONAI's ``ssl_pretrained_weights``) | the Swin entries |
 | ``swin`` | ``layers1.0.blocks.`` (bare encoder, MONAI's ``model_swinvit``) | the Swin entries |
 | ``nnunet`` | ``encoder.stages.`` | the encoder, once (nnU-Net stores it twice) |
@@ -50,6 +50,23 @@ WITHOUT_ENCODER: Mapping[str, str] = {
 
 SWIN_FAMILIES = ("swin_unetr", "swin_simmim", "swin")
 
+SUPPORTED = "MG-3D, MONAI's SwinUNETR and VoCo, nnU-Net v2, Models Genesis, PCRLv2, METER, PTUnifier, CT-CLIP"
+
+RESIDUAL_BLOCK = re.compile(r"(^|\.)layers\d+c\.")
+"""Entries of the residual convolution blocks of SwinUNETR v2 (MONAI's ``use_v2=True``)."""
+
+_ENCODER_ENTRIES: Mapping[str, str] = {
+    "mg3d": r"vision_encoder\.(?!encoder\d+\.)",
+    "swin_unetr": r"swinViT\.",
+    "swin_simmim": r"(swinViT|encoder)\.",
+    "swin": r"(patch_embed|layers\d|proj_head|pos_|absolute_pos)",
+    "nnunet": r"encoder\.",
+    "unet": r"down_tr\d",
+}
+"""Family -> which translated names belong to its image encoder; segmentation blocks, decoders and heads do not."""
+
+_OWN_PARTS = ("language_encoder.", "multi_modal_", "local_", "clm_head.", "mlm_head.", "image_text_itc_head.")
+
 _Rules = tuple[tuple[str, str], ...]
 
 _COMMON: _Rules = (
@@ -85,6 +102,7 @@ _DROPS: Mapping[str, _Rules] = {
         (r"^(cml|dcl|ssm)_loss_\w+_xbm\.", OLD_QUEUE),
     ),
     "unet": ((r"^head\.", NEVER_CALLED),),
+    "swin_unetr": ((r"^swin(ViT|_vit)\.mask_token", MASK_TOKEN),),
     "swin_simmim": ((r"^encoder\.(mask_token|norm\.)", MASK_TOKEN),),
     "nnunet": (
         (r"^decoder\.encoder\.", STORED_TWICE),
@@ -150,6 +168,17 @@ def recognise(tensors: Mapping[str, Tensor]) -> str:
         ("unet", r"down_tr64\."),
     )
     return next((family for family, mark in marks if any(re.match(mark, name) for name in tensors)), "unknown")
+
+
+def is_encoder_entry(name: str, family: str) -> bool:
+    """Whether a translated name belongs to the image encoder of its file, so that leaving it out changes features."""
+    pattern = _ENCODER_ENTRIES.get(family)
+    return pattern is not None and re.match(pattern, name) is not None
+
+
+def is_foreign(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether nothing in a state dict is known here: no family, no part of this project's networks."""
+    return recognise(tensors) == "unknown" and not any(name.startswith(_OWN_PARTS) for name in tensors)
 
 
 def translate(tensors: Mapping[str, Tensor]) -> Translation:

@@ -40,8 +40,13 @@ def infer_encoder(
     """
     own = {name[len(ENCODER_PREFIX) :]: value for name, value in tensors.items() if name.startswith(ENCODER_PREFIX)}
     if "patch_embed.proj.weight" in own and own["patch_embed.proj.weight"].dim() == 5:
-        return _swin(own, patch_merging)
-    if "down_tr64.ops.0.conv1.weight" in own:
+        try:
+            return _swin(own, patch_merging)
+        except (KeyError, IndexError, ZeroDivisionError) as error:
+            raise CheckpointError(
+                f"the Swin encoder of the file is incomplete or odd: {error}", "use the whole file"
+            ) from error
+    if "down_tr64.ops.0.conv1.weight" in own and own["down_tr64.ops.0.conv1.weight"].dim():
         width = int(own["down_tr64.ops.0.conv1.weight"].shape[0])
         name = "unet" if batch_statistics else "unet_pcrlv2"
         return {"name": name, "base_width": width, "out_channels": 16 * width, "stride": [32, 32, 32]}
@@ -70,6 +75,7 @@ def _swin(own: Mapping[str, Tensor], patch_merging: str) -> dict[str, Any]:
         "proj_dims": [int(weight.shape[0]) for weight in projection],
         "out_channels": int(projection[-1].shape[0]) if projection else width * 2**stages,
         "stride": edges,
+        **({"residual_blocks": True} if any(re.match(r"layers\d+c\.", name) for name in own) else {}),
     }
 
 

@@ -9,25 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mg3d.atomic import atomic_path, write_text_atomically
 from mg3d.errors import CheckpointError
-
-METADATA_KEY = "mg3d_metadata"
-"""Entry of a checkpoint (a plain dict) or of a safetensors header (its JSON) that describes the weights."""
-
-DIGEST_KEY = "mg3d_tensor_sha256"
-"""Entry of a safetensors header that pins names and bytes of all tensors."""
+from mg3d.models.safe_reading import (
+    DIGEST_KEY,
+    METADATA_KEY,
+    check_tensors,
+    is_safetensors,
+    read_safetensors,
+    read_torch,
+    tensor_digest,
+)
 
 FORMAT_VERSION = 1
 """Version of the metadata; a larger number in a file is refused."""
@@ -41,7 +41,7 @@ NNUNET_KEY = "nnunet_init_args"
 WRAPPERS = ("state_dict", "network_weights", "net", "student", "model")
 """Names under which other programs nest the tensors, in the order in which they are tried."""
 
-_OUTER_PREFIXES = ("module.", "backbone.", "_orig_mod.", "network.")
+_OUTER_PREFIXES = ("module.", "backbone.", "student.", "_orig_mod.", "network.")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def sidecar_path(path: str | os.PathLike[str]) -> Path:
 def write_sidecar(path: str | os.PathLike[str]) -> Path:
     """Write the checksum file beside a weights file, in the format of ``sha256sum``."""
     sidecar = sidecar_path(path)
-    sidecar.write_text(f"{file_sha256(path)}  {Path(path).name}\n", encoding="ascii")
+    write_text_atomically(sidecar, f"{file_sha256(path)}  {Path(path).name}\n")
     return sidecar
 
 
@@ -124,10 +124,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not os.access(path, os.R_OK):
         raise CheckpointError(f"weights file {path} may not be read", "mend its permissions")
     verified = verify_sidecar(path)
-    if _is_safetensors(path):
-        content = _read_safetensors(path, check_digest=not verified)
+    if is_safetensors(path):
+        content = read_safetensors(path, check_digest=not verified)
     else:
-        content = _read_torch(path, check_zip=not verified)
+        content = read_torch(path, check_sums=not verified)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors", "save a state dict")
     check_format_version(content.get(METADATA_KEY), path)
@@ -157,6 +157,7 @@ def read_weights_file(path: str | os.PathLike[str]) -> WeightsFile:
     content = load_checkpoint(path)
     state = _unwrap(content)
     found = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    check_tensors(found, path)
     tensors = {_strip_outer(key): value for key, value in found.items()}
     if len(tensors) < len(found):
         raise CheckpointError(
@@ -192,6 +193,9 @@ def save_weights(
 
     Returns:
         The path.
+
+    Raises:
+        OutputError: no room, no permission.
     """
     from safetensors.torch import save_file
 
@@ -199,97 +203,28 @@ def save_weights(
     state = module.state_dict() if isinstance(module, nn.Module) else module
     # clones: safetensors refuses tensors that share memory
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    partial = path.with_name(f"{path.name}.tmp")
-    try:
-        header = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True), DIGEST_KEY: tensor_digest(tensors)}
+    header = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True), DIGEST_KEY: tensor_digest(tensors)}
+    with atomic_path(path, needed=sum(value.nbytes for value in tensors.values())) as partial:
         save_file(tensors, partial, metadata=header)
-        partial.chmod(0o644)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     write_sidecar(path)
     return path
 
 
-def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of CPU tensors, independent of their order."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def save_torch(content: Mapping[str, Any], path: Path) -> Path:
+    """Write a torch file of tensors and plain values with its checksum file, whole or not at all.
+
+    Raises:
+        OutputError: no room, no permission.
+    """
+    needed = sum(value.nbytes for part in content.values() for value in _tensors(part))
+    with atomic_path(path, needed=needed) as partial:
+        torch.save(dict(content), partial)
+    write_sidecar(path)
+    return path
 
 
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix == ".safetensors":
-        return True
-    with open(path, "rb") as stream:
-        head = stream.read(9)
-    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
-
-
-def _read_safetensors(path: Path, *, check_digest: bool) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}
-            header = stream.metadata() or {}
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
-    try:
-        metadata = json.loads(header.get(METADATA_KEY, "{}"))
-    except json.JSONDecodeError as error:
-        raise _damaged(path, error) from error
-    if check_digest and DIGEST_KEY in header and tensor_digest(tensors) != header[DIGEST_KEY]:
-        raise _damaged(path, "the digest of its tensors is wrong")
-    return {"state_dict": tensors, METADATA_KEY: metadata}
-
-
-def _read_torch(path: Path, *, check_zip: bool) -> Any:
-    try:
-        if check_zip and zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-            if broken:
-                raise _damaged(path, f"checksum of {broken} is wrong")
-        with torch.serialization.safe_globals(_numpy_numbers()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refused(path, error) from error
-    except CheckpointError:
-        raise
-    except Exception as error:  # damaged content can fail in any way, OSError included
-        raise _damaged(path, error) from error
-
-
-def _numpy_numbers() -> list[Any]:
-    """What rebuilds single NumPy numbers, which nnU-Net keeps beside its weights; no arrays, no objects."""
-    scalar = np.float64(0).__reduce__()[0]
-    return [scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
-
-
-def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
-    forbidden = re.search(r"GLOBAL (\S+)|Unsupported class[^\n]*", str(error))
-    if forbidden is None:
-        return _damaged(path, error)
-    return CheckpointError(
-        f"{path} holds more than tensors and plain values ({forbidden.group(1) or forbidden.group(0)}); it was not run",
-        "re-save its tensors where it was made: torch.save(model.state_dict(), ...)",
-    )
-
-
-def _damaged(path: Path, error: object) -> CheckpointError:
-    text = str(error).strip()
-    if text.startswith("Weights only load failed"):  # torch goes on to advise unsafe loading
-        unpickler = re.search(r"WeightsUnpickler error:\s*(\S[^\n]*)", text)
-        text = f"unsupported pickle, {unpickler.group(1).strip()}" if unpickler else "unsupported pickle"
-    reason = (text.splitlines() or [type(error).__name__])[0][:160]
-    return CheckpointError(
-        f"{path} is truncated or damaged, or is no weights file ({path.stat().st_size} bytes): {reason}",
-        "copy or download it again, or use an earlier checkpoint",
-    )
+def _tensors(part: Any) -> list[Tensor]:
+    return [value for value in part.values() if isinstance(value, Tensor)] if isinstance(part, Mapping) else []
 
 
 def _unwrap(content: Mapping[str, Any]) -> Mapping[str, Any]:

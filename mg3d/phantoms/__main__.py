@@ -10,14 +10,15 @@ import argparse
 import functools
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from mg3d.errors import DataError, MG3DError
+from mg3d.atomic import atomic_folder
+from mg3d.command_line import exit_code_of
+from mg3d.errors import DataError
+from mg3d.locks import exclusive_output
 from mg3d.phantoms import ct_rate_layout, ctrg_layout
 from mg3d.phantoms.studies import Study, plan_studies
 from mg3d.phantoms.text_encoder import write_text_encoder
@@ -44,6 +45,8 @@ def write_phantoms(out: Path, *, train: int, test: int, ctrg: int, size: int, se
 
     Raises:
         DataError: the folder holds something else.
+        EnvironmentProblem: another process writes it, or the place cannot be written.
+        OutputError: the disk is full.
     """
     settings = {
         "format_version": FORMAT_VERSION,
@@ -55,16 +58,11 @@ def write_phantoms(out: Path, *, train: int, test: int, ctrg: int, size: int, se
     }
     if _is_complete(out, settings):
         return False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        _write_all(staging, settings, workers)
-        staging.chmod(0o755)
-        if out.is_dir():
-            out.rmdir()
-        staging.replace(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with exclusive_output(out):
+        if _is_complete(out, settings):  # another process has just finished it
+            return False
+        with atomic_folder(out) as staging:
+            _write_all(staging, settings, workers)
     return True
 
 
@@ -134,17 +132,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code (0 fine, 2 bad input)."""
+    """Run the command; returns the exit code (0 fine, 1 the disk refused, 2 bad input)."""
     options = build_parser().parse_args(arguments)
     workers = options.workers or min(os.cpu_count() or 1, 8)
     sizes = {key: getattr(options, key) for key in ("train", "test", "ctrg", "size", "seed")}
-    try:
+
+    def work() -> int:
         written = write_phantoms(options.out, **sizes, workers=workers)
-    except (MG3DError, OSError) as problem:
-        sys.stderr.write(f"error: {problem}\n")
-        return 2
-    sys.stdout.write(f"{options.out}: {'written' if written else 'already complete'}\n")
-    return 0
+        sys.stdout.write(f"{options.out}: {'written' if written else 'already complete'}\n")
+        return 0
+
+    remedy = "check space and permissions of --out"
+    return exit_code_of(work, disk_code=1, disk_remedy=remedy, interrupted="interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from mg3d.datasets.labels import CT_RATE_LABELS
+from mg3d.files import write_csv
 from mg3d.phantoms.chest import render
 from mg3d.phantoms.findings import label_vector
 from mg3d.phantoms.studies import Study
@@ -82,17 +82,17 @@ def write_tables(root: Path, split: str, studies: Iterable[Study]) -> None:
     listed = [(study, number + 1) for study in studies for number in range(len(study.grids))]
     reports, labels = TABLE_NAMES[split]
     base = root / "dataset"
-    _write_csv(
+    write_csv(
         base / "radiology_text_reports" / f"{reports}_reports.csv",
         REPORT_COLUMNS,
         ([volume_name(split, study, number), *_texts(study)] for study, number in listed),
     )
-    _write_csv(
+    write_csv(
         base / "multi_abnormality_labels" / f"{labels}_predicted_labels.csv",
         ("VolumeName", *CT_RATE_LABELS),
         ([volume_name(split, study, n), *map(int, label_vector(study.case.lesions))] for study, n in listed),
     )
-    _write_csv(
+    write_csv(
         base / "metadata" / f"{reports}_metadata.csv",
         METADATA_COLUMNS,
         (_metadata_row(split, study, number) for study, number in listed),
@@ -110,11 +110,3 @@ def _metadata_row(split: str, study: Study, number: int) -> list[object]:
     spacing = f"[{grid.spacing_mm[2]}, {grid.spacing_mm[1]}]"
     place = [volume_name(split, study, number), "Phantom", sex, f"{age:03d}Y", "HFS", grid.shape[1], grid.shape[2]]
     return [*place, spacing, stored_intercept(study), 1, "HU", grid.shape[0], grid.spacing_mm[0]]
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

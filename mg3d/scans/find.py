@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mg3d.errors import DataError
-from mg3d.scans.read import DICOM_SUFFIXES, SCAN_SUFFIXES
+from mg3d.scans.dicom_file import is_dicom
+from mg3d.scans.folders import FOLLOW_LINKS, PassedOver, is_special, walk_folders
+from mg3d.scans.read import SCAN_SUFFIXES
 
-DICOM_MARK = (128, b"DICM")
+__all__ = ["FoundScan", "FoundScans", "find_scans"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,27 @@ class FoundScan:
     path: Path
 
 
-def find_scans(root: str | Path) -> list[FoundScan]:
+class FoundScans(list[FoundScan]):
+    """The scans of a search, and what it left out.
+
+    Attributes:
+        passed_over: links, special files and folders that were not searched.
+    """
+
+    def __init__(self, scans: Sequence[FoundScan], passed_over: PassedOver) -> None:
+        super().__init__(scans)
+        self.passed_over = passed_over
+
+
+def find_scans(root: str | Path, *, follow_links: bool = False) -> FoundScans:
     """List scans without reading voxels.
 
-    Hidden files and folders are left out, links to folders are not followed. The raw file beside a header
+    Hidden files and folders are left out, links as :mod:`mg3d.scans.folders` says. The raw file beside a header
     (``.mhd``, ``.nhdr``) belongs to it.
 
     Args:
         root: a scan file, the folder of one DICOM series, or a folder to search through.
+        follow_links: also search linked folders that lie outside the root.
 
     Returns:
         scans in natural order of their names.
@@ -41,38 +56,23 @@ def find_scans(root: str | Path) -> list[FoundScan]:
     Raises:
         DataError: nothing there, or no scan inside.
     """
-    root = Path(root).expanduser()
+    root, passed_over = Path(root).expanduser(), PassedOver(FOLLOW_LINKS)
     if root.is_file():
-        return [FoundScan(root.name, root)]
+        return FoundScans([FoundScan(root.name, root)], passed_over)
     if not root.is_dir():
-        raise DataError("no such file or folder", "give a scan or a folder of scans", path=str(root))
+        message = "neither a file nor a folder" if is_special(root) else "no such file or folder"
+        raise DataError(message, "give a scan or a folder of scans", path=str(root))
     found: list[FoundScan] = []
-    for place, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        folder, visible = Path(place), [name for name in files if not name.startswith(".")]
-        volumes = [folder / name for name in visible if name.lower().endswith(SCAN_SUFFIXES)]
-        if not volumes and any(is_dicom(folder / name) for name in visible):
+    for folder, files in walk_folders(root, passed_over, follow_links=follow_links):
+        volumes = [folder / name for name in files if name.lower().endswith(SCAN_SUFFIXES)]
+        if not volumes and any(is_dicom(folder / name) for name in files):
             volumes = [folder]
         found += [FoundScan(_name(path, root), path) for path in volumes]
     if not found:
         known = ", ".join(SCAN_SUFFIXES)
-        raise DataError("no scan in this folder", f"known are {known} and DICOM folders", path=str(root))
-    return sorted(found, key=lambda scan: _natural(scan.name))
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM slice, by its ending or, without a known one, by its mark."""
-    if path.name.lower().endswith(DICOM_SUFFIXES):
-        return True
-    if path.suffix and not path.suffix[1:].isdigit():
-        return False
-    place, mark = DICOM_MARK
-    try:
-        with open(path, "rb") as stream:
-            stream.seek(place)
-            return stream.read(len(mark)) == mark
-    except OSError:
-        return False
+        left_out = "".join(f"; {line}" for line in passed_over.lines())
+        raise DataError(f"no scan in this folder{left_out}", f"known are {known} and DICOM folders", path=str(root))
+    return FoundScans(sorted(found, key=lambda scan: _natural(scan.name)), passed_over)
 
 
 def _name(path: Path, root: Path) -> str:

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mg3d.errors import DataError
 from mg3d.scans.byte_stream import digest_of_files
+from mg3d.scans.folders import files_in
 
 SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_SLICE_PIXELS = 4096 * 4096
@@ -54,7 +55,7 @@ def folder_slices(folder: Path) -> tuple[Path, ...]:
     Raises:
         DataError: there is none.
     """
-    return sort_slices([file for file in folder.iterdir() if file.suffix.lower() in SLICE_SUFFIXES], str(folder))
+    return sort_slices([file for file in files_in(folder) if file.suffix.lower() in SLICE_SUFFIXES], str(folder))
 
 
 class SliceFiles(Sequence[np.ndarray]):

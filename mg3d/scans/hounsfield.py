@@ -89,4 +89,4 @@ def decide_rescale(
 def _sample(voxels: np.ndarray) -> np.ndarray:
     step = max(1, int(np.ceil((voxels.size / SAMPLE_VOXELS) ** (1 / 3))))
     values = voxels[::step, ::step, ::step].astype(np.float32)
-    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    return values[np.isfinite(values)]

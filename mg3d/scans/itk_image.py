@@ -1,4 +1,4 @@
-"""What the readers built on SimpleITK share: a quiet import, number types, and its world turned to ours.
+"""What ITK says about an image file, its world turned to ours; ITK itself runs in :mod:`mg3d.scans.itk_process`.
 
 ITK's world axes are left-posterior-superior; a :class:`~mg3d.scans.raw_volume.RawVolume` uses right-anterior-superior.
 """
@@ -6,79 +6,77 @@ ITK's world axes are left-posterior-superior; a :class:`~mg3d.scans.raw_volume.R
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from mg3d.errors import DataError
-from mg3d.scans.raw_volume import DOWNLOAD_AGAIN
+from mg3d.scans import itk_process
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-NUMBER_TYPES = {"Int8": "i1", "UInt8": "u1", "Int16": "i2", "UInt16": "u2", "Int32": "i4", "UInt32": "u4"} | {
-    "Int64": "i8",
-    "UInt64": "u8",
-    "Float32": "f4",
-    "Float64": "f8",
-}
 
 
-@cache
-def simple_itk() -> ModuleType:
-    """Return SimpleITK, imported when first needed; its warnings repeat what the checks here report."""
-    import SimpleITK
+@dataclass(frozen=True)
+class ImageInformation:
+    """Header of an image file.
 
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    return SimpleITK
+    Attributes:
+        size: voxels along the stored axes, X first.
+        spacing: voxel size along them.
+        origin: place of the first voxel, LPS.
+        direction: matrix of the axes in the LPS world, row by row.
+        dtype: number type of a voxel, native byte order.
+    """
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+    dtype: np.dtype[Any]
 
 
-def read_information(path: Path, image_io: str) -> Any:
+def read_information(path: Path, image_io: str) -> ImageInformation:
     """Read the header of a file, no pixels.
 
     Args:
         path: the file.
         image_io: name of the ITK reader that must accept it.
 
-    Returns:
-        SimpleITK's file reader, which answers size, spacing, direction, number type and tags.
-
     Raises:
-        DataError: the reader refuses the header.
+        DataError: the reader refuses the header, or a voxel holds several numbers (colour, vectors) or none that is
+            real.
     """
-    reader = simple_itk().ImageFileReader()
-    reader.SetImageIO(image_io)
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as problem:
-        raise DataError(f"unreadable header ({last_words(problem)})", DOWNLOAD_AGAIN, path=str(path)) from None
-    return reader
+    about, _ = itk_process.ask("information", str(path), image_io=image_io)
+    return _information(about, path)
 
 
-def last_words(problem: Exception) -> str:
-    """Return the telling last line of one of ITK's long messages, without the addresses in it."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return lines[-1].rpartition("): ")[2][:200] if lines else type(problem).__name__
-
-
-def number_type(reader: Any, path: Path) -> np.dtype[Any]:
-    """Return the number type of one voxel.
+def read_image(path: Path, memory_bytes: int) -> tuple[np.ndarray, ImageInformation]:
+    """Read an image in any format of ITK.
 
     Args:
-        reader: from :func:`read_information`.
-        path: the file, for the message.
+        path: the file.
+        memory_bytes: memory that reading it may take.
+
+    Returns:
+        the voxels [z, y, x] and the header.
 
     Raises:
-        DataError: a voxel holds several numbers (colour, vectors) or none that is real.
+        DataError: as :func:`read_information`.
     """
-    names = {getattr(simple_itk(), f"sitk{name}"): code for name, code in NUMBER_TYPES.items()}
-    code = names.get(reader.GetPixelID())
-    if reader.GetNumberOfComponents() != 1 or code is None:
-        found = simple_itk().GetPixelIDValueAsString(reader.GetPixelID())
-        raise DataError(f"voxel type {found} is not a real number", "store one number per voxel", path=str(path))
-    return np.dtype(code)
+    about, voxels = itk_process.ask("image", str(path), memory_bytes=memory_bytes)
+    header = _information(about, path)
+    return np.empty((0,), header.dtype) if voxels is None else voxels, header
+
+
+def _information(about: dict[str, Any], path: Path) -> ImageInformation:
+    if about["components"] != 1 or about["dtype"] is None:
+        raise DataError(
+            f"voxel type {about['kind']} is not a real number", "store one number per voxel", path=str(path)
+        )
+    size, spacing, origin, direction = (tuple(about[name]) for name in ("size", "spacing", "origin", "direction"))
+    return ImageInformation(size, spacing, origin, direction, np.dtype(about["dtype"]))
 
 
 def ras_affine(direction: np.ndarray, spacing_mm: Sequence[float], origin_mm: Sequence[float]) -> np.ndarray:

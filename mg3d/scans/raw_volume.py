@@ -18,6 +18,9 @@ MIN_VOXELS_PER_AXIS = 4
 SPACING_RANGE_MM = (0.05, 20.0)
 MAX_ANISOTROPY = 50.0
 MAX_DEFLATE_RATIO = 1032  # deflate cannot expand further
+MAX_STRAIGHT_DEGREES = 1.0
+MAX_SHEAR_DEGREES = 35.0  # the gantry of a CT tilts up to 30
+UNIT_FACTORS = {"": 1.0, "metres": 1e3, "micrometres": 1e-3}
 UNKNOWN_DIRECTIONS = np.diag([-1.0, -1.0, 1.0, 1.0])  # nothing said: stored order is left, posterior, superior
 DOWNLOAD_AGAIN = "download the file again"
 
@@ -127,8 +130,49 @@ def shortest_decimals(sizes: Iterable[float]) -> list[float]:
     return [float(np.format_float_positional(np.float32(value))) for value in sizes]
 
 
+def unit_in_mm(unit: str, sizes: Sequence[float] | np.ndarray | None) -> tuple[float, list[str]]:
+    """Decide what a header's unit of length is worth.
+
+    Args:
+        unit: a key of :data:`UNIT_FACTORS`.
+        sizes: the voxel sizes as stored; None when there are none.
+
+    Returns:
+        millimetres per unit, and a warning where it is not one. A unit that gives no voxel size of a CT, while
+        millimetres do, is not believed.
+    """
+    factor, (low, high) = UNIT_FACTORS[unit], SPACING_RANGE_MM
+    if factor == 1.0 or sizes is None:
+        return factor, []
+    if all(low < size < high for size in sizes) and not all(low < size * factor < high for size in sizes):
+        return 1.0, [f"the header says {unit}, but its voxel size is {by(sizes)}: taken as millimetres"]
+    return factor, [f"voxel size converted from {unit}"]
+
+
+def by(sizes: Iterable[float]) -> str:
+    """Sizes as one reads them, for messages: 2 x 2.5 x 3."""
+    return " x ".join(f"{float(size):g}" for size in sizes)
+
+
+def shear_degrees(affine: np.ndarray) -> float:
+    """Largest deviation from a right angle between two voxel axes, in degrees.
+
+    Args:
+        affine: invertible 4 x 4 matrix.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = np.abs(directions.T @ directions - np.diag(np.sum(directions**2, axis=0)))
+    return float(np.degrees(np.arcsin(min(float(cosines.max()), 1.0))))
+
+
+def shear_warnings(affine: np.ndarray) -> list[str]:
+    """Return the warning about axes that are not at right angles, if they are not."""
+    degrees = shear_degrees(affine)
+    return [f"the axes are sheared by {degrees:.1f} degrees (gantry tilt)"] if degrees > MAX_STRAIGHT_DEGREES else []
+
+
 def check_affine(affine: np.ndarray, path: str) -> np.ndarray:
-    """Refuse a voxel-to-world matrix that cannot be inverted.
+    """Refuse a voxel-to-world matrix that cannot be that of a CT.
 
     Args:
         affine: 4 x 4 matrix.
@@ -138,11 +182,16 @@ def check_affine(affine: np.ndarray, path: str) -> np.ndarray:
         the same matrix, float64.
 
     Raises:
-        DataError: it holds NaN or infinity, or is singular.
+        DataError: it holds NaN or infinity, is singular, or sheared by more than a gantry tilts.
     """
     matrix = np.asarray(affine, dtype=np.float64)
     if not np.isfinite(matrix).all():
         raise DataError("the affine holds NaN or infinity", "repair the header geometry", path=path)
-    if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
+    with np.errstate(over="ignore"):  # an infinite volume is refused for its voxel size
+        singular = abs(np.linalg.det(matrix[:3, :3])) < 1e-9
+    if singular or np.linalg.matrix_rank(matrix[:3, :3] / np.abs(matrix[:3, :3]).max()) < 3:
         raise DataError("the affine is singular", "repair the header geometry", path=path)
+    if shear_degrees(matrix) > MAX_SHEAR_DEGREES:
+        message = f"the axes are sheared by {shear_degrees(matrix):.0f} degrees, more than a gantry tilts"
+        raise DataError(message, "repair the header geometry, or resample the scan", path=path)
     return matrix

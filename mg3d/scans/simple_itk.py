@@ -23,7 +23,7 @@ from mg3d.scans.byte_stream import (
     gunzip,
     read_voxels,
 )
-from mg3d.scans.itk_image import number_type, ras_affine, read_information
+from mg3d.scans.itk_image import ImageInformation, ras_affine, read_information
 from mg3d.scans.raw_volume import (
     DOWNLOAD_AGAIN,
     UNKNOWN_DIRECTIONS,
@@ -73,8 +73,8 @@ def _read(file: HashingFile, storage: VoxelStorage, path: Path, image_io: str, m
 
 def _read_volume(data: HashingFile, storage: VoxelStorage, path: Path, image_io: str, max_gib: float) -> RawVolume:
     header = read_information(path, image_io)
-    dtype = number_type(header, path).newbyteorder(">" if storage.big_endian else "<")
-    shape = check_layout(header.GetSize(), dtype, data.size, max_gib, str(path))
+    dtype = header.dtype.newbyteorder(">" if storage.big_endian else "<")
+    shape = check_layout(header.size, dtype, data.size, max_gib, str(path))
     voxels = read_voxels(_open_voxels(data, storage, shape, dtype), shape, dtype, str(storage.data_path))
     affine, spacing_mm = _geometry(header, storage, path)
     return RawVolume(voxels, affine, spacing_mm, 1.0, 0.0, storage.oriented, path=str(path))
@@ -95,10 +95,12 @@ def _open_voxels(data: HashingFile, storage: VoxelStorage, shape: tuple[int, int
     return gunzip(data) if magic == GZIP_MAGIC else InflatedStream(data)
 
 
-def _geometry(header: Any, storage: VoxelStorage, path: Path) -> tuple[np.ndarray, tuple[float, float, float] | None]:
-    dimension = header.GetDimension()
-    spacing = check_spacing(shortest_decimals(header.GetSpacing()[:3]), str(path)) if storage.has_spacing else None
+def _geometry(
+    header: ImageInformation, storage: VoxelStorage, path: Path
+) -> tuple[np.ndarray, tuple[float, float, float] | None]:
+    dimension = len(header.size)
+    spacing = check_spacing(shortest_decimals(header.spacing[:3]), str(path)) if storage.has_spacing else None
     if not storage.oriented:
         return UNKNOWN_DIRECTIONS, spacing
-    direction = np.reshape(header.GetDirection(), (dimension, dimension))[:3, :3]
-    return check_affine(ras_affine(direction, header.GetSpacing()[:3], header.GetOrigin()[:3]), str(path)), spacing
+    direction = np.reshape(header.direction, (dimension, dimension))[:3, :3]
+    return check_affine(ras_affine(direction, header.spacing[:3], header.origin[:3]), str(path)), spacing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import logging
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,14 @@ from PIL import Image, UnidentifiedImageError
 
 from mg3d.datasets.fitting import linear_taps
 from mg3d.errors import DataError
+from mg3d.scans.folders import PassedOver, walk_folders
 from mg3d.scans.grey_slices import natural_key
 
 __all__ = ["DEPTH_RULES", "SliceSeries", "find_series", "read_slices", "series_to_array"]
 
 SLICE = re.compile(r"(?:^|/)(?P<folder>[^/]+/[^/]+/[^/]+)/[^/]+\.(?:png|jpe?g|bmp|tiff?)$", re.IGNORECASE)
 DEPTH_RULES = ("linear", "index")
+logger = logging.getLogger(__name__)
 _AGAIN = "download the file again"
 
 
@@ -72,10 +74,12 @@ def _names_in_zip(path: Path) -> list[str]:
 
 
 def _names_in_folder(root: Path) -> Iterator[str]:
-    for place, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(place).relative_to(root).as_posix()
+    passed_over = PassedOver()
+    for folder, files in walk_folders(root, passed_over):
+        prefix = folder.relative_to(root).as_posix()
         yield from (f"{prefix}/{name}" for name in files)
+    for line in passed_over.lines():
+        logger.warning("%s", line)
 
 
 def read_slices(series: SliceSeries, indices: Sequence[int]) -> Iterator[np.ndarray]:

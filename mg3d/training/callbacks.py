@@ -1,4 +1,4 @@
-"""Callbacks of a run: exact resume, step monitor with the non-finite guard, last checkpoint, pictures."""
+"""Callbacks of a run: step monitor with the non-finite guard, last checkpoint, pictures."""
 
 from __future__ import annotations
 
@@ -15,64 +15,12 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from mg3d.training import collective, nan_guard, rng_state
-from mg3d.training.logging_jsonl import JsonLines
+from mg3d.training import collective, nan_guard
+from mg3d.training.logging_jsonl import STEP_LOG, JsonLines
 from mg3d.training.signals import RunStoppedError, StopSignals
 from mg3d.training.step_window import StepWindow, batch_rows, whole_loss
 
 log = logging.getLogger(__name__)
-
-RNG_KEY = "mg3d_rng"
-"""Entry of a checkpoint: random state of every rank (see :mod:`mg3d.training.rng_state`)."""
-
-
-class ExactResume(Callback):
-    """Random state of every rank in each checkpoint, put back before the first batch after a resume.
-
-    Validation draws from the same generators as training; the state is set aside while it runs, so that training goes
-    on the same whether or not a resume repeats a validation.
-    """
-
-    def __init__(self) -> None:
-        self._pending: dict[str, Any] | None = None
-        self._before_validation: dict[str, Any] | None = None
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """Store the states of all ranks."""
-        if self._before_validation is not None:
-            with rng_state.preserved():
-                rng_state.restore(self._before_validation)
-                checkpoint[RNG_KEY] = rng_state.gather()
-            return
-        checkpoint[RNG_KEY] = rng_state.gather()
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """Take this rank's state, to be applied once training starts."""
-        states = checkpoint.get(RNG_KEY, [])
-        if len(states) != trainer.world_size:
-            log.warning(
-                "the checkpoint holds the random state of %d processes, this run has %d: resuming is not exact",
-                len(states),
-                trainer.world_size,
-            )
-            return
-        self._pending = states[trainer.global_rank]
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Apply the state of the checkpoint before the first batch is drawn."""
-        if self._pending is not None:
-            rng_state.restore(self._pending)
-            self._pending = None
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the training state aside."""
-        self._before_validation = rng_state.capture()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the training state back (checkpoint callbacks run after this one)."""
-        if self._before_validation is not None:
-            rng_state.restore(self._before_validation)
-            self._before_validation = None
 
 
 class StepMonitor(Callback):
@@ -103,17 +51,18 @@ class StepMonitor(Callback):
         self.bad_steps = 0
         self.stop_signal = 0
         self.validated_step = -1
-        self._lines = JsonLines(run_dir / "metrics.jsonl")
+        self._lines = JsonLines(run_dir / STEP_LOG)
         self._window = StepWindow()
         self._steps_done = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of steps left out so far."""
-        return {"bad_steps": self.bad_steps}
+        """Number of steps left out so far, and the step of the latest validation."""
+        return {"bad_steps": self.bad_steps, "validated_step": self.validated_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting the steps left out."""
+        """Go on counting the steps left out, from what was validated."""
         self.bad_steps = int(state_dict["bad_steps"])
+        self.validated_step = int(state_dict.get("validated_step", -1))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the stop signals and begin an empty window."""
@@ -217,8 +166,10 @@ class LastCheckpoint(Checkpoint):
         weights_only: leave optimizer, schedule and random state out (such a file cannot be resumed).
     """
 
+    FILE = "last.ckpt"
+
     def __init__(self, folder: Path, monitor: StepMonitor, every_n_steps: int = 0, weights_only: bool = False) -> None:
-        self.path = folder / "last.ckpt"
+        self.path = folder / self.FILE
         self.monitor = monitor
         self.every_n_steps = every_n_steps
         self.weights_only = weights_only

@@ -7,9 +7,7 @@ import hashlib
 import io
 import logging
 import os
-import pickle
 import re
-import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -21,16 +19,17 @@ import numpy as np
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from mg3d.errors import CheckpointError, RunFailedError
+from mg3d.atomic import atomic_path, remove_abandoned, write_text_atomically, writing
+from mg3d.errors import CheckpointError
+from mg3d.models.safe_reading import read_torch
 from mg3d.models.weights_file import METADATA_KEY, check_format_version
-from mg3d.training.run_folder import sync_directory, write_text_atomically
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".ckpt"
 SIDECAR = ".sha256"
-TEMPORARY = ".tmp"
 SPACE_FACTOR = 1.2
+REMEDY = "free space or choose another log_dir, then resume_from=last"
 READ_BLOCK = 1 << 22
 RESUMABLE = ("state_dict", "optimizer_states", "global_step")
 """What a checkpoint must hold to be resumed."""
@@ -168,33 +167,22 @@ def save_file(content: Mapping[str, Any], path: Path, note: str = "") -> None:
         note: comment line of the sidecar.
 
     Raises:
-        RunFailedError: the disk is full or read-only, with needed and free bytes; the previous file stays.
+        OutputError: the disk is full or read-only, with needed and free bytes; the previous file stays.
         CheckpointError: the tree holds something else than tensors and plain types.
     """
     safe = to_safe(content)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    needed = _expected_bytes(path, safe)
-    try:
+    needed = int(SPACE_FACTOR * _expected_bytes(path, safe))
+    with writing(path, REMEDY, needed=needed):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(path, needed)
+    with atomic_path(path, REMEDY, needed=needed, mode=0o600) as temporary:
         digest = _write_temporary(safe, temporary)
         previous = read_sidecar(path)[0] if path.exists() else []
         _write_sidecar(path, [digest, *previous[:1]], note)
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-        _write_sidecar(path, [digest], note)
-    except OSError as error:
-        raise RunFailedError(
-            f"cannot save {path}: {error.strerror or error} (about {needed} bytes needed, {_free(path)} free)",
-            "free space or choose another log_dir, then resume_from=last",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    _write_sidecar(path, [digest], note)
 
 
 def _write_temporary(safe: Any, temporary: Path) -> str:
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_TRUNC)
     stream = _HashingFile(descriptor)
     try:
         torch.save(safe, stream)  # type: ignore[arg-type]
@@ -221,17 +209,6 @@ def _tensor_bytes(value: Any) -> int:
     return sum(map(_tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def _free(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return shutil.disk_usage(path.parent).free
-    return 0
-
-
-def _check_space(path: Path, needed: int) -> None:
-    if _free(path) < SPACE_FACTOR * needed:
-        raise OSError(28, "no space left on the device")
-
-
 def load_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Verify a checkpoint against its sidecar and load it with ``weights_only=True``.
 
@@ -241,11 +218,7 @@ def load_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     problem = check_file(path)
     if problem:
         raise CheckpointError(f"{path}: {problem}", "resume_from=last picks the newest checkpoint that verifies")
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is refused: {reason}", "only tensors and plain types are loaded") from error
+    content = read_torch(path, check_sums=False, map_location=map_location)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}", "give a checkpoint written by this project")
     check_format_version(content.get(METADATA_KEY), path)
@@ -315,8 +288,5 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete temporary files that a killed writer left in a checkpoint folder; returns what was removed."""
-    leftovers = [entry for entry in folder.glob(f".*{TEMPORARY}") if entry.is_file()]
-    for entry in leftovers:
-        entry.unlink(missing_ok=True)
-    return leftovers
+    """Delete temporary files in a checkpoint folder whose writers are provably gone; returns what was removed."""
+    return remove_abandoned(folder)

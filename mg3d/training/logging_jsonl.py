@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mg3d.errors import RunFailedError
+from mg3d.training.run_folder import write_text_atomically
+
+STEP_LOG = "metrics.jsonl"
 
 
 def _json_number(value: Any) -> Any:
@@ -51,3 +54,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def take_over(source: Path, target: Path, last_step: int) -> None:
+    """Copy the lines up to a step, so that the log of a resumed run holds every step once.
+
+    Args:
+        source: log of the run before; nothing is done without it.
+        target: log of this run, not there yet.
+        last_step: step of the checkpoint that is resumed.
+    """
+    if not source.is_file():
+        return
+    kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(source) if line["step"] <= last_step]
+    write_text_atomically(target, "".join(kept))

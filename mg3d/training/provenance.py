@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,24 @@ def data_manifest(data_root: str | Path, datasets: Sequence[str]) -> dict[str, A
     found: dict[str, Any] = {path.name: arrow_digest(path) for path in files}
     for path in sorted(root.glob("*manifest*.json")):
         found[path.name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return found
+
+
+def content_digests(manifest: Mapping[str, Any], datasets: Sequence[str], tokenizer: str) -> dict[str, str]:
+    """What training reads -> digest of its content, wherever it lies.
+
+    Args:
+        manifest: from :func:`data_manifest`.
+        datasets: keys of the corpora.
+        tokenizer: hub id, or folder of the text encoder.
+    """
+    from mg3d.models.language_encoders.registry import encoder_revision
+
+    found = {"text encoder": encoder_revision(tokenizer) or tokenizer}
+    for name in (f"{key}_{split}" for key in datasets for split in ("train", "val")):
+        files = (manifest[file] for file in sorted(manifest) if file.startswith(name) and file.endswith(".arrow"))
+        rows = "".join(str(entry.get("digest", entry)) for entry in files)
+        found[name] = hashlib.sha256(rows.encode()).hexdigest()
     return found
 
 

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mg3d.errors import EnvironmentProblem, RunFailedError
+from mg3d.atomic import write_text_atomically
+from mg3d.errors import EnvironmentProblem, OutputError
+from mg3d.locks import FileLock
+
+__all__ = [
+    "CHECKPOINTS",
+    "create_run_folder",
+    "plain",
+    "refuse_living_run",
+    "run_lock",
+    "run_name",
+    "versions",
+    "write_json",
+    "write_text_atomically",
+]
 
 VERSION_PATTERN = re.compile(r"version_(\d+)")
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 
 
 def plain(value: Any) -> Any:
@@ -28,37 +41,6 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "size", None) == 1:
         return value.item()
     return str(value)
-
-
-def sync_directory(folder: Path) -> None:
-    """Make a rename in ``folder`` durable (fsync of the directory)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name beside it, then rename it.
-
-    Raises:
-        RunFailedError: the disk is full or read-only; nothing is left behind.
-    """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise RunFailedError(
-            f"cannot write {path}: {error.strerror}", "free space or choose another log_dir"
-        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -110,4 +92,49 @@ def create_run_folder(log_dir: str | Path, exp_name: str, seed: int, load_path: 
             f"cannot make a run folder in {experiment}: {error.strerror}",
             "give log_dir= a folder that can be written and has free space",
         ) from error
-    raise AssertionError("unreachable: the numbers never end")
+    raise EnvironmentProblem(f"no number is left for a run folder in {experiment}", "give another log_dir=")
+
+
+@contextlib.contextmanager
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """Mark a run folder as being written while the block runs; a process that dies gives the mark back."""
+    lock = FileLock(run_dir / LOCK)
+    try:
+        taken = lock.acquire()
+    except OSError as error:
+        raise OutputError(
+            run_dir, error.strerror or str(error), "give log_dir= a folder that can be written"
+        ) from error
+    if not taken:
+        raise _busy(run_dir, lock)
+    lock.sign()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_living_run(folders: Sequence[Path]) -> None:
+    """Refuse to go on from a run that another process still writes.
+
+    Args:
+        folders: run or checkpoint folders, the newest run first; those older than the first with a checkpoint are
+            not asked.
+
+    Raises:
+        EnvironmentProblem: one is being written, with host and process of the writer.
+    """
+    for folder in folders:
+        run_dir = folder.parent if folder.name == CHECKPOINTS else folder
+        lock = FileLock(run_dir / LOCK)
+        if lock.is_held():
+            raise _busy(run_dir, lock)
+        if any(folder.glob("*.ckpt")):
+            return
+
+
+def _busy(run_dir: Path, lock: FileLock) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{run_dir} is being written by {lock.owner()}",
+        "wait for it or stop it, then resume; to branch off meanwhile, name one of its checkpoint files",
+    )

@@ -48,6 +48,8 @@ class RunSettings:
     save_top_k: int = 1
     val_check_interval: int | float = 1.0
     weights_only: bool = False
+    resume_weights_only: bool = False
+    resume_allow: tuple[str, ...] = ()
 
 
 TrainingConfig = MG3DConfig | RunSettings

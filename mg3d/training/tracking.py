@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from mg3d.errors import MG3DError
 from mg3d.training.failures import told_plainly
-from mg3d.training.run_folder import write_json
+from mg3d.training.run_folder import run_lock, write_json
 
 __all__ = ["STATUS", "tracked"]
 
@@ -19,7 +19,7 @@ STATUS = "status.json"
 
 
 def tracked(rank: int, run_dir: Path, execute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run with the status kept up to date.
+    """Run with the status kept up to date and the folder marked as being written.
 
     Args:
         rank: this process; rank 0 writes.
@@ -29,6 +29,11 @@ def tracked(rank: int, run_dir: Path, execute: Callable[[], dict[str, Any]]) -> 
     Raises:
         MG3DError: what ``execute`` raised, told plainly where the cause is known.
     """
+    with run_lock(run_dir) if rank == 0 else nullcontext():
+        return _tracked(rank, run_dir, execute)
+
+
+def _tracked(rank: int, run_dir: Path, execute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     started = time.time()
 
     def note(state: str, **more: Any) -> None:

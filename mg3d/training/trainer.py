@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from mg3d.config_schema import MG3DConfig
+from mg3d.config_schema import PLACES, MG3DConfig, config_defaults, resolve_config
 from mg3d.errors import ConfigError
-from mg3d.training import provenance
-from mg3d.training.callbacks import ExactResume, LastCheckpoint, StepMonitor, ValidationImages
+from mg3d.training import collective, provenance
+from mg3d.training.best_checkpoints import BestCheckpoints, copy_checkpoint
+from mg3d.training.callbacks import LastCheckpoint, StepMonitor, ValidationImages
 from mg3d.training.checkpoint_io import AtomicCheckpointIO
+from mg3d.training.continuation import RECORD_KEY, Continuation, RunRecord, compare, load_weights_alone
+from mg3d.training.exact_resume import CatchUp, ExactResume
 from mg3d.training.failures import told_plainly
 from mg3d.training.hardware import Hardware, choose_hardware, cluster_environment, process_group, set_determinism
-from mg3d.training.preparation import prepare_process, shared_places
+from mg3d.training.preparation import Places, prepare_process, shared_places, write_head
 from mg3d.training.processes import ProcessLayout, detect_layout
 from mg3d.training.progress import RunProgressBar, silence_noise
 from mg3d.training.run_folder import CHECKPOINTS, write_json
 from mg3d.training.settings import TrainingConfig
+from mg3d.training.steps import accumulation, training_steps, validation_interval
 from mg3d.training.tracking import tracked
 
 log = logging.getLogger(__name__)
@@ -34,60 +38,30 @@ MONITORED = "val/the_metric"
 RANK_SEED_STRIDE = 1_000_003
 
 
-def accumulation(cfg: TrainingConfig, world_size: int) -> int:
-    """Micro-batches per optimizer step: ``batch_size // (per_gpu_batchsize * world_size)``, at least 1."""
-    return max(cfg.batch_size // (cfg.per_gpu_batchsize * world_size), 1)
-
-
-def training_steps(cfg: TrainingConfig, batches_per_epoch: Callable[[int], int], world_size: int) -> int:
-    """Optimizer steps of the whole run, for the schedule.
-
-    ``max_steps`` when given; else ``ceil(batches / accumulation) * max_epoch``, as the trainer also steps on the rest
-    of an epoch. Never through the trainer's own estimate, which would drop the loader's state on resume.
-
-    Args:
-        cfg: the config.
-        batches_per_epoch: world size -> batches of one process in a training epoch.
-        world_size: processes of the run.
-
-    Raises:
-        ConfigError: neither ``max_steps`` nor ``max_epoch`` is given.
-    """
-    if cfg.max_steps is not None:
-        return cfg.max_steps
-    if cfg.max_epoch is None:
-        raise ConfigError("neither max_steps nor max_epoch is given", "set one of them, e.g. max_epoch=60")
-    return math.ceil(batches_per_epoch(world_size) / accumulation(cfg, world_size)) * cfg.max_epoch
-
-
 def is_finetune(cfg: MG3DConfig) -> bool:
     """Whether checkpoints hold weights only: fine-tuning runs, told by their name as published."""
     return "finetune" in cfg.exp_name
 
 
-def common_callbacks(cfg: TrainingConfig, run_dir: Path, total_steps: int) -> tuple[StepMonitor, list[Callback]]:
+def common_callbacks(
+    cfg: TrainingConfig, run_dir: Path, total_steps: int, record: RunRecord
+) -> tuple[StepMonitor, list[Callback]]:
     """The step monitor, and the callbacks that every run has before those of its checkpoints."""
     monitor = StepMonitor(run_dir, cfg.max_bad_steps, cfg.log_every_n_steps)
     progress = RunProgressBar(total_steps, cfg.log_every_n_steps)
-    return monitor, [ExactResume(), monitor, ValidationImages(), progress]
+    exact = ExactResume({RECORD_KEY: record.as_dict()})
+    return monitor, [exact, monitor, ValidationImages(), progress, CatchUp(exact)]
 
 
-def build_callbacks(cfg: MG3DConfig, run_dir: Path, total_steps: int) -> list[Callback]:
+def build_callbacks(
+    cfg: MG3DConfig, run_dir: Path, total_steps: int, record: RunRecord, resume: Path | None = None
+) -> list[Callback]:
     """Callbacks of a run, in the order in which they see each event (checkpoints come last)."""
-    monitor, callbacks = common_callbacks(cfg, run_dir, total_steps)
+    monitor, callbacks = common_callbacks(cfg, run_dir, total_steps, record)
     if cfg.fast_dev_run:
         return callbacks
     folder = run_dir / CHECKPOINTS
-    best = ModelCheckpoint(
-        dirpath=folder,
-        filename="best-epoch{epoch}-step{step}",
-        auto_insert_metric_name=False,
-        monitor=MONITORED,
-        mode="max",
-        save_top_k=cfg.save_top_k,
-        save_weights_only=is_finetune(cfg),
-        save_on_train_epoch_end=False,
-    )
+    best = BestCheckpoints(folder, MONITORED, cfg.save_top_k, weights_only=is_finetune(cfg), resume=resume)
     # a report-writing run can be resumed although its published name says fine-tuning: the newest checkpoint is whole
     weights_only = is_finetune(cfg) and "clm" not in cfg.active_losses
     last = LastCheckpoint(folder, monitor, cfg.checkpoint_every_n_steps, weights_only=weights_only)
@@ -138,12 +112,6 @@ def build_trainer(
         **set_determinism(cfg.deterministic),
     }
     return pl.Trainer(**{**arguments, **changes})
-
-
-def _write_head(cfg: MG3DConfig, run_dir: Path, resume: Path | None, hardware: Hardware) -> None:
-    write_json(run_dir / "config.json", cfg.to_dict())
-    described = provenance.describe(cfg.data_root, cfg.datasets, hardware.world_size)
-    write_json(run_dir / "environment.json", {**described, "resumed_from": str(resume) if resume else None})
 
 
 def default_initialise(cfg: MG3DConfig, module: pl.LightningModule) -> dict[str, Any]:
@@ -234,37 +202,75 @@ def run(cfg: MG3DConfig, task: Task | None = None) -> dict[str, Any]:
     Raises:
         MG3DError: bad input (exit code 2), a failed run (1), or a stop by signal (128 + its number).
     """
+    if cfg.test_only and cfg.resume_from:
+        raise ConfigError(
+            f"test_only=True does not read resume_from={cfg.resume_from}", "name the weights in load_path"
+        )
     layout = detect_layout(cfg.num_gpus, cfg.num_nodes)
     with told_plainly():
         hardware = choose_hardware(cfg, layout)
         prepare_process(cfg)
         with process_group(layout, hardware):
-            run_dir, resume = shared_places(cfg, layout)
+            places = shared_places(cfg, layout)
+            going_on = None
+            if places.resume and places.record:
+                going_on = compare(
+                    places.resume, places.record, cfg.to_dict(), config_defaults(), hardware.world_size, places=PLACES
+                )
+            described = provenance.describe(cfg.data_root, cfg.datasets, hardware.world_size) if not layout.rank else {}
             if layout.rank == 0:
-                log.info("run folder %s", run_dir)
-                _write_head(cfg, run_dir, resume, hardware)
-            chosen = task or task_of(cfg)
-            return tracked(layout.rank, run_dir, lambda: _execute(cfg, chosen, hardware, layout, run_dir, resume))
+                write_head(places, going_on.in_force(cfg.to_dict()) if going_on else cfg.to_dict(), described)
+            found = provenance.content_digests(described["data"], cfg.datasets, cfg.tokenizer) if described else None
+            data = json.loads(collective.from_rank_zero(json.dumps(found)))
+            if going_on and not going_on.refused:
+                cfg = resolve_config(going_on.in_force(cfg.to_dict()))
+            job = _Job(cfg, task or task_of(cfg), hardware, layout, places, data)
+            return tracked(layout.rank, places.run_dir, lambda: _execute(job, going_on))
 
 
-def _execute(
-    cfg: MG3DConfig, task: Task, hardware: Hardware, layout: ProcessLayout, run_dir: Path, resume: Path | None
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A run whose folder exists; ``data`` is known to the processes of a process group."""
+
+    cfg: MG3DConfig
+    task: Task
+    hardware: Hardware
+    layout: ProcessLayout
+    places: Places
+    data: dict[str, str] | None
+
+
+def _execute(job: _Job, going_on: Continuation | None) -> dict[str, Any]:
+    cfg, task, run_dir, world_size = job.cfg, job.task, job.places.run_dir, job.hardware.world_size
+    if going_on is not None:
+        going_on.check(job.data)
     silence_noise()
     datamodule = task.datamodule(cfg)
-    steps = 1 if cfg.test_only else training_steps(cfg, datamodule.batches_per_epoch, hardware.world_size)
+    steps = 1 if cfg.test_only else training_steps(cfg, datamodule.batches_per_epoch, world_size)
     pl.seed_everything(cfg.seed, verbose=False)
     module = task.module(cfg, steps)
     report = task.initialise(cfg, module)
-    if report and layout.rank == 0:
+    if report and job.layout.rank == 0:
         write_json(run_dir / "weights_report.json", report)
-    trainer = build_trainer(cfg, hardware, layout, run_dir, build_callbacks(cfg, run_dir, steps))
-    if layout.rank:  # the same weights everywhere, other dropout on every rank
-        pl.seed_everything((cfg.seed + layout.rank * RANK_SEED_STRIDE) % 2**32, verbose=False)
+    if going_on is None and job.places.resume:
+        load_weights_alone(module, job.places.resume)
+    record, resume = (
+        RunRecord(cfg.to_dict_without_places(), job.data, world_size),
+        job.places.resume if going_on else None,
+    )
+    callbacks, changes = build_callbacks(cfg, run_dir, steps, record, resume), {}
+    if not cfg.test_only:
+        batches = datamodule.batches_per_epoch(world_size)
+        changes = {"val_check_interval": validation_interval(cfg, batches, world_size)}
+    trainer = build_trainer(cfg, job.hardware, job.layout, run_dir, callbacks, **changes)
+    if job.layout.rank:  # the same weights everywhere, other dropout on every rank
+        pl.seed_everything((cfg.seed + job.layout.rank * RANK_SEED_STRIDE) % 2**32, verbose=False)
     if cfg.test_only:
         trainer.test(module, datamodule=datamodule, verbose=False)
     else:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
+        if resume and trainer.is_global_zero:  # nothing was left to train, so nothing was saved
+            copy_checkpoint(resume, run_dir / CHECKPOINTS / LastCheckpoint.FILE)
     steps_done, metrics = trainer.global_step, logged_metrics(trainer)
     if not cfg.test_only and must_validate(trainer):
         trainer.validate(module, datamodule=datamodule, verbose=False)

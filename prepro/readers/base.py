@@ -22,7 +22,8 @@ class Case:
         impression: cleaned impression text, may be empty.
         labels: 0 / 1 / -1 per label name; empty when the corpus has none.
         rescale: slope and intercept of the metadata table, None without a row.
-        table_spacing_mm: (z, y, x) of the metadata table, None without one.
+        table_spacing_mm: (z, y, x) of the metadata table, NaN where the row is silent; None without one.
+        table_shape: voxels (z, y, x) by the metadata table, None where it does not count them.
         position: 0-based place in the annotation file, for positional splits; row number of an own table.
         splits: the splits it is packed into; set by :mod:`prepro.splits`.
     """
@@ -36,6 +37,7 @@ class Case:
     labels: tuple[int, ...] = ()
     rescale: tuple[float, float] | None = None
     table_spacing_mm: tuple[float, float, float] | None = None
+    table_shape: tuple[int, int, int] | None = None
     position: int = 0
     splits: tuple[str, ...] = ()
 

@@ -8,26 +8,24 @@
 
 from __future__ import annotations
 
-import json
-import os
+import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-import numpy as np
 
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
+from mg3d.files import Table, read_csv
+from mg3d.inference.scan_table import TableRow, table_row
+from mg3d.scans.folders import FOLLOW_LINKS, PassedOver, walk_folders
 from mg3d.scans.geometry import Geometry
 from mg3d.scans.grey_slices import natural_key
-from mg3d.scans.prepare import SPACING_TOLERANCE
-from mg3d.scans.raw_volume import UNKNOWN_DIRECTIONS, RawVolume
 from prepro.readers.base import Case, CaseList, Exclusion
 from prepro.readers.hounsfield import HounsfieldReader
-from prepro.readers.tables import read_table, strip_suffix
+from prepro.readers.tables import strip_suffix
 from prepro.text import clean_report, count_words
 
 SPLIT_TABLE_NAMES = {"train": ("train", "train"), "valid": ("validation", "valid")}
@@ -36,7 +34,9 @@ SUFFIXES = (".nii.gz", ".nii", ".npz")
 REPORT_COLUMNS = ("VolumeName", "Findings_EN", "Impressions_EN")
 LABEL_COLUMNS = ("VolumeName", *CT_RATE_LABELS)
 LABEL_CODES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN_LABEL}
+NO_ROW = TableRow()
 METADATA_COLUMNS = ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class CtRateReader(HounsfieldReader):
         empty_report: ``skip`` leaves scans out whose report is empty, ``keep`` packs them.
         max_volume_gib: largest volume to read.
         assumed_spacing_mm: (z, y, x) used only where neither header nor metadata table has a voxel size.
+        follow_links: read linked folders that lie outside the root too.
+        encoding: of tables that are not UTF-8, see :func:`mg3d.files.decode_text`.
     """
 
     root: Path
@@ -60,9 +62,12 @@ class CtRateReader(HounsfieldReader):
     empty_report: str = "skip"
     max_volume_gib: float = 4.0
     assumed_spacing_mm: tuple[float, float, float] | None = None
+    follow_links: bool = False
+    encoding: str = ""
 
     corpus: ClassVar[str] = "clm_ct_rate"
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
+    table_expected: ClassVar[bool] = True
 
     def find_cases(self) -> CaseList:
         """List the volumes of both official splits that have a report.
@@ -97,11 +102,23 @@ class CtRateReader(HounsfieldReader):
 
     def _add_split(self, found: CaseList, base: Path, folders: list[Path], split: str) -> None:
         reports_path, labels_path, metadata_path = table_paths(base, split)
-        reports, labels = _read_reports(reports_path), _read_labels(labels_path)
-        metadata = _read_metadata(metadata_path)
+        encodings: dict[str, str] = found.notes.setdefault("encodings", {})
+
+        def table(path: Path, columns: tuple[str, ...]) -> Table:
+            read = read_csv(path, columns, encoding=self.encoding)
+            encodings[path.name] = read.encoding
+            return read
+
+        reports = _read_reports(table(reports_path, REPORT_COLUMNS))
+        labels = _read_labels(table(labels_path, LABEL_COLUMNS)) if labels_path.is_file() else {}
+        metadata = _read_metadata(table(metadata_path, METADATA_COLUMNS)) if metadata_path.is_file() else {}
         used = set()
-        volumes, namesakes = _volumes(folders)
+        passed_over = PassedOver(FOLLOW_LINKS)
+        volumes, namesakes = _volumes(folders, lambda folder: _walk(folder, passed_over, self.root, self.follow_links))
         found.exclusions += namesakes
+        found.exclusions += (Exclusion(path.name, str(path), reason) for path, reason in passed_over.reasons())
+        for line in passed_over.lines():
+            logger.warning("%s: %s", split, line)
         for name, path in sorted(volumes.items(), key=lambda item: natural_key(item[0])):
             match = NAME_PATTERN.fullmatch(name)
             key = reports.key_of(name)
@@ -110,26 +127,12 @@ class CtRateReader(HounsfieldReader):
             if reason or match is None:
                 found.exclusions.append(Exclusion(name, str(path), reason))
                 continue
-            slope_intercept, spacing = metadata.get(name, (None, None))
+            row = metadata.get(name, NO_ROW)
             vector = labels.get(name, labels.get(key, (UNKNOWN_LABEL,) * len(CT_RATE_LABELS) if labels else ()))
             texts = reports.texts[key]
-            found.cases.append(Case(name, match["patient"], split, (path,), *texts, vector, slope_intercept, spacing))
+            case = Case(name, match["patient"], split, (path,), *texts, vector, row.rescale, row.spacing_mm, row.shape)
+            found.cases.append(case)
         found.notes[f"{split}_reports_without_volume"] = len(reports.texts.keys() - used)
-        if reports.not_utf8:
-            found.notes[f"{split}_report_rows_not_utf8"] = list(reports.not_utf8)
-
-    def believed(self, raw: RawVolume, case: Case) -> RawVolume:
-        """Drop the geometry of a header that was never filled: 1 mm voxels where the table says otherwise.
-
-        Args:
-            raw: the scan as read.
-            case: what the tables say about it.
-        """
-        table = case.table_spacing_mm
-        is_default = raw.spacing_mm == (1.0, 1.0, 1.0) and np.array_equal(np.abs(raw.affine[:3, :3]), np.eye(3))
-        if table is None or not is_default or np.allclose(table, 1.0, rtol=SPACING_TOLERANCE):
-            return raw
-        return replace(raw, affine=UNKNOWN_DIRECTIONS, spacing_mm=None, oriented=False)
 
 
 def table_paths(base: Path, split: str) -> tuple[Path, Path, Path]:
@@ -147,23 +150,23 @@ def table_paths(base: Path, split: str) -> tuple[Path, Path, Path]:
     )
 
 
-def _volumes(folders: list[Path]) -> tuple[dict[str, Path], list[Exclusion]]:
+def _volumes(
+    folders: list[Path], walk: Callable[[Path], Iterator[tuple[str, Path]]]
+) -> tuple[dict[str, Path], list[Exclusion]]:
     """Every volume by name, the first folder that holds it first, and namesakes within one folder."""
     volumes: dict[str, Path] = {}
     namesakes = []
     for folder in folders:
-        for name, path in _walk(folder):
+        for name, path in walk(folder):
             first = volumes.setdefault(name, path)
             if first != path and first.is_relative_to(folder):
                 namesakes.append(Exclusion(name, str(path), f"same name as {first}"))
     return volumes, namesakes
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    for parent, _, files in os.walk(folder):
-        for file in sorted(files):
-            if file.endswith(SUFFIXES) and not file.startswith("."):
-                yield strip_suffix(file), Path(parent) / file
+def _walk(folder: Path, passed_over: PassedOver, root: Path, follow_links: bool) -> Iterator[tuple[str, Path]]:
+    for parent, files in walk_folders(folder, passed_over, root=root, follow_links=follow_links):
+        yield from ((strip_suffix(file), parent / file) for file in files if file.endswith(SUFFIXES))
 
 
 def _scan_of(name: str) -> str:
@@ -177,7 +180,6 @@ class _Reports:
     texts: dict[str, tuple[str, str]]
     conflicts: frozenset[str]
     by_scan: dict[str, str]
-    not_utf8: tuple[int, ...]
 
     def key_of(self, name: str) -> str:
         """Name whose row holds the report of a volume; "" when there is none."""
@@ -203,57 +205,33 @@ def _volume_name(row: dict[str, str], path: Path) -> str:
     return name
 
 
-def _read_reports(path: Path) -> _Reports:
-    table = read_table(path, REPORT_COLUMNS)
+def _read_reports(table: Table) -> _Reports:
     texts: dict[str, tuple[str, str]] = {}
     conflicts = set()
     for row in table.rows:
         if not row["VolumeName"].strip():
             continue
-        name = _volume_name(row, path)
+        name = _volume_name(row, table.path)
         both = (clean_report(row["Findings_EN"]), clean_report(row["Impressions_EN"]))
         if texts.setdefault(name, both) != both:
             conflicts.add(name)
     by_scan = {_scan_of(name): name for name in reversed(texts)}
-    return _Reports(texts, frozenset(conflicts), by_scan, table.not_utf8)
+    return _Reports(texts, frozenset(conflicts), by_scan)
 
 
-def _read_labels(path: Path) -> dict[str, tuple[int, ...]]:
-    if not path.is_file():
-        return {}
+def _read_labels(table: Table) -> dict[str, tuple[int, ...]]:
     labels = {}
-    for number, row in enumerate(read_table(path, LABEL_COLUMNS).rows, start=2):
+    for number, row in table.numbered():
         try:
             labels[strip_suffix(row["VolumeName"].strip())] = tuple(
                 LABEL_CODES[row[name].strip()] for name in CT_RATE_LABELS
             )
         except KeyError as problem:
             raise DataError(
-                f"row {number}: label {problem} is not 0, 1 or empty", "repair it", path=str(path)
+                f"row {number}: label {problem} is not 0, 1 or empty", "repair it", path=str(table.path)
             ) from None
     return labels
 
 
-MetadataRow = tuple[tuple[float, float] | None, tuple[float, float, float] | None]
-
-
-def _read_metadata(path: Path) -> dict[str, MetadataRow]:
-    if not path.is_file():
-        return {}
-    rows = read_table(path, METADATA_COLUMNS).rows
-    return {strip_suffix(row["VolumeName"].strip()): _metadata_row(row) for row in rows}
-
-
-def _metadata_row(row: dict[str, str]) -> MetadataRow:
-    try:
-        rescale = (float(row["RescaleSlope"]), float(row["RescaleIntercept"]))
-    except ValueError:
-        rescale = None
-    if rescale and (not np.isfinite(rescale).all() or rescale[0] == 0):
-        rescale = None
-    try:
-        in_plane = json.loads(row["XYSpacing"])
-        spacing = (float(row["ZSpacing"]), float(in_plane[-1]), float(in_plane[0]))
-    except (ValueError, TypeError, IndexError):
-        return rescale, None
-    return rescale, spacing if np.isfinite(spacing).all() and min(spacing) > 0 else None
+def _read_metadata(table: Table) -> dict[str, TableRow]:
+    return {strip_suffix(row["VolumeName"].strip()): table_row(row) for row in table.rows}

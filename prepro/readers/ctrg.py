@@ -20,11 +20,13 @@ from mg3d.datasets.arrow_schema import WINDOW_GREY_TEXT
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.datasets.volume import CROP_FRACTIONS_DHW, CTRG_DEPTH_RANGE, TARGET_SPACING_MM, ctrg_stack, quantise_grey
 from mg3d.errors import DataError
+from mg3d.files import decode_text
+from mg3d.scans.folders import files_in
 from mg3d.scans.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
 from mg3d.scans.grey_slices import SLICE_SUFFIXES, SliceFiles, sort_slices
 from mg3d.scans.read import read_scan
 from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
-from prepro.readers.tables import confined_path, decode_text, windows_text
+from prepro.readers.tables import confined_path
 from prepro.text import clean_report, count_words
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
@@ -45,6 +47,7 @@ class CtrgReader:
         empty_report: ``skip`` leaves short reports out, ``keep`` packs them.
         max_volume_gib: largest volume to read.
         assumed_spacing_mm: (z, y, x) recorded where the files carry none; None means 1.5 x 0.75 x 0.75 mm.
+        encoding: of an annotation that is not UTF-8, see :func:`mg3d.files.decode_text`.
     """
 
     root: Path
@@ -54,6 +57,7 @@ class CtrgReader:
     empty_report: str = "skip"
     max_volume_gib: float = 4.0
     assumed_spacing_mm: tuple[float, float, float] | None = None
+    encoding: str = ""
 
     corpus: ClassVar[str] = "clm_chest_ctrg"
     label_names: ClassVar[tuple[str, ...]] = ()
@@ -86,7 +90,8 @@ class CtrgReader:
     def _read_annotation(self, found: CaseList) -> list[tuple[str, dict[str, Any]]]:
         path = self.annotation
         try:
-            text, found.notes["bytes_not_utf8"] = windows_text(decode_text(path.read_bytes()))
+            text, used = decode_text(path.read_bytes(), path, self.encoding)
+            found.notes["encodings"] = {path.name: used}
             content = json.loads(text)
         except FileNotFoundError:
             raise DataError("annotation not found", "give --annotation JSON", path=str(path)) from None
@@ -119,7 +124,7 @@ class CtrgReader:
         if isinstance(image_path, str) and image_path:
             path = confined_path(self.root, image_path)
             if path.is_dir():
-                files = [file for file in path.iterdir() if file.suffix.lower() in SLICE_SUFFIXES]
+                files = [file for file in files_in(path) if file.suffix.lower() in SLICE_SUFFIXES]
                 return sort_slices(files, image_path)
             if not path.is_file():
                 raise DataError(f"no file or folder {image_path!r} below the root")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from mg3d.datasets.arrow_schema import window_text
 from mg3d.scans.geometry import Geometry
 from mg3d.scans.prepare import prepare_scan
-from mg3d.scans.raw_volume import RawVolume
 from mg3d.scans.read import read_scan
 from prepro.readers.base import Case, PackedImage
 
@@ -21,6 +22,8 @@ class HounsfieldReader:
         orientation: ``canonical`` or ``snap``, see :func:`mg3d.scans.geometry.to_canonical`.
         max_volume_gib: largest volume to read.
         assumed_spacing_mm: (z, y, x) used only where neither header nor table has a voxel size.
+        table_expected: every scan should have a row in a metadata table, see :func:`mg3d.scans.prepare.believed`.
+        series: of a DICOM folder that holds several, see :func:`mg3d.scans.read.read_scan`.
     """
 
     geometry: Geometry
@@ -28,6 +31,8 @@ class HounsfieldReader:
     orientation: str
     max_volume_gib: float
     assumed_spacing_mm: tuple[float, float, float] | None
+    table_expected: ClassVar[bool] = False
+    series: str = ""
 
     @property
     def window(self) -> str:
@@ -47,22 +52,15 @@ class HounsfieldReader:
             DataError: the file is damaged or its values or geometry make no sense.
         """
         scan = prepare_scan(
-            self.believed(read_scan(case.source[0], self.max_volume_gib), case),
+            read_scan(case.source[0], self.max_volume_gib, self.series),
             self.geometry,
             rescale=self.rescale,
             table_rescale=case.rescale,
             table_spacing_mm=case.table_spacing_mm,
+            table_shape=case.table_shape,
+            table_expected=self.table_expected,
             assumed_spacing_mm=self.assumed_spacing_mm,
             orientation=self.orientation,
             dtype=np.int16,
         )
         return PackedImage(scan.voxels_hu, scan.spacing_mm, scan.record, scan.warnings)
-
-    def believed(self, raw: RawVolume, case: Case) -> RawVolume:
-        """Return a scan with those parts of its header that can be believed: all of them, unless a reader says so.
-
-        Args:
-            raw: the scan as read.
-            case: what the tables say about it.
-        """
-        return raw

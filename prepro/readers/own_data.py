@@ -18,10 +18,11 @@ from typing import ClassVar
 from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
+from mg3d.files import Table, read_csv
 from mg3d.scans.geometry import Geometry
 from prepro.readers.base import Case, CaseList, Exclusion
 from prepro.readers.hounsfield import HounsfieldReader
-from prepro.readers.tables import SEPARATORS, Table, confined_path, read_table, strip_suffix
+from prepro.readers.tables import confined_path, strip_suffix
 from prepro.text import clean_report, count_words
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -37,8 +38,10 @@ REQUIRED = ("volume", "findings")
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev"), "val"
 )
+SHORTENED_NUMBER = re.compile(r"\d(?:[.,]\d+)?E\+\d+", re.IGNORECASE)
 LABEL_CODES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN_LABEL, "-1": UNKNOWN_LABEL, "-1.0": UNKNOWN_LABEL}
 MAX_WARNED = 5
+ABSENT = "file not found"
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +59,8 @@ class OwnDataReader(HounsfieldReader):
         empty_report: ``skip`` leaves scans out whose report is empty, ``keep`` packs them.
         max_volume_gib: largest volume to read.
         assumed_spacing_mm: (z, y, x) for files that hold no voxel size.
+        series: of a DICOM folder that holds several: ``largest``, or SeriesInstanceUID.
+        encoding: of a table that is not UTF-8, see :func:`mg3d.files.decode_text`.
     """
 
     table: Path
@@ -67,6 +72,8 @@ class OwnDataReader(HounsfieldReader):
     empty_report: str = "skip"
     max_volume_gib: float = 4.0
     assumed_spacing_mm: tuple[float, float, float] | None = None
+    series: str = ""
+    encoding: str = ""
 
     label_names: ClassVar[tuple[str, ...]] = CT_RATE_LABELS
 
@@ -79,13 +86,12 @@ class OwnDataReader(HounsfieldReader):
         Raises:
             DataError: the table or a needed column is missing, or a split, label or scale is no such thing.
         """
-        table = read_table(self.table, separators=SEPARATORS)
+        table = read_csv(self.table, encoding=self.encoding)
         columns = _Columns.of(table)
         found = CaseList(entries=len(table.rows), notes=columns.notes(table))
-        for number, row in enumerate(table.rows, start=2):
-            if any(cell.strip() for cell in row.values()):
-                case = self._case(number, row, columns)
-                (found.cases if isinstance(case, Case) else found.exclusions).append(case)  # type: ignore[arg-type]
+        for number, row in table.numbered():
+            case = self._case(number, row, columns)
+            (found.cases if isinstance(case, Case) else found.exclusions).append(case)  # type: ignore[arg-type]
         _set_repeats_aside(found)
         _warn(found, columns, self.table)
         return found
@@ -102,9 +108,14 @@ class OwnDataReader(HounsfieldReader):
         image_id = strip_suffix(path.relative_to(self.root.resolve()).as_posix())
         texts = clean_report(columns.cell(row, "findings")), clean_report(columns.cell(row, "impression"))
         patient = columns.cell(row, "patient") if "patient" in columns.roles else image_id
+        if SHORTENED_NUMBER.fullmatch(patient):
+            what = f"{place}: patient id {patient!r} is a number whose digits a spreadsheet dropped"
+            raise DataError(what, "give the column the format text and export the table again", path=str(self.table))
         origin = self._split(columns.cell(row, "split"), place) if "split" in columns.roles else ""
         labels, rescale = columns.labels(row, place, self.table), columns.rescale(row, place, self.table)
         reason = self._reason_against(path, patient, texts)
+        if reason == ABSENT and "\\" in written:
+            reason += ", neither as written nor with / for \\"
         if reason:
             return Exclusion(image_id, str(path), f"{place}: {reason}")
         return Case(image_id, patient, origin, (path,), *texts, labels, rescale, position=number)
@@ -118,7 +129,7 @@ class OwnDataReader(HounsfieldReader):
         if not patient:
             return "patient id is empty"
         if not path.exists():
-            return "file not found"
+            return ABSENT
         if self.empty_report == "skip" and count_words(" ".join(texts)) < MIN_WORDS:
             return f"report has fewer than {MIN_WORDS} words"
         return ""
@@ -184,8 +195,7 @@ class _Columns:
         notes: dict[str, object] = {"table_rows": len(table.rows), "columns_used": self.roles}
         notes["columns_ignored"] = list(self.ignored)
         notes["patients"] = "from the table" if "patient" in self.roles else "no column: every scan is its own patient"
-        if table.not_utf8:
-            notes["rows_not_utf8"] = list(table.not_utf8)
+        notes["encodings"] = {table.path.name: table.encoding}
         return notes
 
 
@@ -233,6 +243,3 @@ def _warn(found: CaseList, columns: _Columns, path: Path) -> None:
         logger.warning("%s left out: %s", item.image_id, item.reason)
     if len(found.exclusions) > MAX_WARNED:
         logger.warning("and %d more left out; the manifest lists them", len(found.exclusions) - MAX_WARNED)
-    if "rows_not_utf8" in found.notes:
-        rows = found.notes["rows_not_utf8"]
-        logger.warning("%s: %d rows are not UTF-8 (first: row %d), read as Windows Latin-1", path, len(rows), rows[0])

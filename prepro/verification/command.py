@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from mg3d.command_line import Parser, natural
+from mg3d.files import ENCODING_HELP
+from mg3d.scans.folders import FOLLOW_LINKS
 
 DESCRIPTION = """Check packed arrows, or a download before packing: list every bad case with file, reason and mend.
 
@@ -29,8 +31,11 @@ FORWARDED: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "--rescale": (HU, "stored values to HU: auto, apply or skip"),
     "--orientation": (HU, "axes tilted by more than 1 degree: canonical or snap"),
     "--assume-spacing": (ALL, "voxel size z y x in mm for scans whose files have none"),
+    "--series": (("own",), "of a DICOM folder that holds several: largest, or SeriesInstanceUID"),
+    FOLLOW_LINKS: (("ct_rate",), "also read linked folders that lie outside the root"),
     "--empty-report": (ALL, "reports of fewer than three words: skip or keep"),
     "--max-volume-gib": (ALL, "refuse volumes whose header claims more"),
+    "--encoding": (ALL, ENCODING_HELP),
     "--exclude": (ALL, "scans to leave out, a text or CSV file"),
     "--split-protocol": (ALL, "splits for the leakage check: clean or reference"),
     "--val-fraction": (ALL, "share of training patients drawn for validation"),
@@ -50,7 +55,9 @@ def build_verify_parser() -> argparse.ArgumentParser:
     tree = parser.add_argument_group("a download, as for packing")
     tree.add_argument("--quick", action="store_true", help="tables and file sizes only: read no voxels")
     for flag, (_, text) in FORWARDED.items():
-        if flag == "--assume-spacing":
+        if flag == FOLLOW_LINKS:
+            tree.add_argument(flag, action="store_true", help=text)
+        elif flag == "--assume-spacing":
             tree.add_argument(flag, nargs=3, metavar=("Z", "Y", "X"), help=text)
         else:
             tree.add_argument(flag, metavar="VALUE", help=text)

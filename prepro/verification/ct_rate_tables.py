@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.errors import DataError
+from mg3d.files import Table, read_csv
 from prepro.readers.base import CaseList
 from prepro.readers.ct_rate import (
     LABEL_CODES,
@@ -17,7 +18,7 @@ from prepro.readers.ct_rate import (
     CtRateReader,
     table_paths,
 )
-from prepro.readers.tables import Table, read_table, strip_suffix
+from prepro.readers.tables import strip_suffix
 from prepro.verification.findings import Finding, bare_message, finding
 
 
@@ -37,30 +38,27 @@ def check_ct_rate_tables(reader: CtRateReader, found: CaseList) -> list[Finding]
     for split in SPLIT_TABLE_NAMES:
         if any((base / name).is_dir() for name in (split, f"{split}_fixed")):
             reports, labels, metadata = table_paths(base, split)
-            if table := _read(reports, REPORT_COLUMNS, problems):
+            if table := _read(reports, REPORT_COLUMNS, reader, problems):
                 problems += [*_odd_names(table), *_without_volume(table, volumes)]
-            if labels.is_file() and (table := _read(labels, LABEL_COLUMNS, problems)):
+            if labels.is_file() and (table := _read(labels, LABEL_COLUMNS, reader, problems)):
                 problems += _odd_labels(table)
             if metadata.is_file():
-                _read(metadata, METADATA_COLUMNS, problems)
+                _read(metadata, METADATA_COLUMNS, reader, problems)
     return problems
 
 
-def _read(path: Path, columns: Iterable[str], problems: list[Finding]) -> Table | None:
+def _read(path: Path, columns: Iterable[str], reader: CtRateReader, problems: list[Finding]) -> Table | None:
     try:
-        table = read_table(path, columns)
+        return read_csv(path, columns, encoding=reader.encoding)
     except (DataError, OSError) as problem:
         remedy = getattr(problem, "remedy", "")
         problems.append(finding("tree_unreadable", bare_message(problem), path=str(path), remedy=remedy))
         return None
-    for row in table.not_utf8:
-        problems.append(finding("table_not_utf8", "read as Windows Latin-1", path=str(path), row=row))
-    return table
 
 
 def _odd_names(table: Table) -> Iterator[Finding]:
     seen: set[str] = set()
-    for number, row in enumerate(table.rows, start=2):
+    for number, row in table.numbered():
         name = strip_suffix(row["VolumeName"].strip())
         path = str(table.path)
         if not name:
@@ -74,16 +72,17 @@ def _odd_names(table: Table) -> Iterator[Finding]:
 
 
 def _without_volume(table: Table, volumes: set[str]) -> Iterator[Finding]:
-    names = [strip_suffix(row["VolumeName"].strip()) for row in table.rows]
+    numbered = [(number, strip_suffix(row["VolumeName"].strip())) for number, row in table.numbered()]
+    names = [name for _, name in numbered]
     # a volume without a row of its own takes that of another reconstruction of its scan
     served = {volume.rpartition("_")[0] for volume in volumes.difference(names)}
-    for number, name in enumerate(names, start=2):
+    for number, name in numbered:
         if name and name not in volumes and name.rpartition("_")[0] not in served:
             yield finding("report_without_scan", name, path=str(table.path), row=number, case=name)
 
 
 def _odd_labels(table: Table) -> Iterator[Finding]:
-    for number, row in enumerate(table.rows, start=2):
+    for number, row in table.numbered():
         odd = [name for name in CT_RATE_LABELS if row[name].strip() not in LABEL_CODES]
         if odd:
             message = f"{odd[0]} is {row[odd[0]]!r}, expected 0, 1 or empty"

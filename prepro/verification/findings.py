@@ -100,7 +100,13 @@ KINDS: Final[Mapping[str, Kind]] = {
     "scan_without_report": Kind("warning", "volume without report", "add its row to the report table"),
     "scan_without_labels": Kind("warning", "volume without labels", "add its row to the label table"),
     "scan_without_metadata": Kind("warning", "volume without metadata", "add its row to the metadata table"),
-    "table_not_utf8": Kind("warning", "table row is not UTF-8", "save the table as UTF-8, if its letters look wrong"),
+    "table_not_utf8": Kind("note", "table is not UTF-8", "look at a row with special letters after packing"),
+    "nothing_to_pack": Kind("error", "no scan of the download can be packed", "repair what is listed below"),
+    "patient_spelled_twice": Kind(
+        "warning",
+        "two spellings of what looks like one patient id",
+        "write one spelling, or ids that differ in more than zeros and case; they count as one patient for the splits",
+    ),
     "table_row_odd": Kind("warning", "odd table row", "repair the row"),
     "report_without_scan": Kind("warning", "report without volume", "download the volume, or accept the loss"),
     "spacing_disagrees": Kind(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+from mg3d.files import id_key
 from prepro.verification.findings import Finding, Severity, finding
 
 PUBLISHED: Final = "published splits share them; pack with --split-protocol clean to keep them apart"
@@ -47,7 +48,7 @@ def compare(members: Sequence[Member]) -> list[Finding]:
     """
     found = list(_duplicates(members))
     for code, keyed in (
-        ("patient_in_two_splits", (((m.corpus, m.patient), m) for m in members if m.patient)),
+        ("patient_in_two_splits", (((m.corpus, id_key(m.patient)), m) for m in members if m.patient)),
         ("study_in_two_splits", (((m.corpus, m.study), m) for m in members if m.study)),
         ("content_in_two_splits", ((m.content, m) for m in members if m.content)),
     ):

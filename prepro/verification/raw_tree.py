@@ -43,6 +43,7 @@ class TreeOptions:
         val_fraction: share drawn for validation; None takes the default of the corpus.
         exclude: list of scans to leave out.
         quick: look at tables and file sizes only.
+        encoding: of lists that are not UTF-8.
     """
 
     protocol: str = "clean"
@@ -50,6 +51,7 @@ class TreeOptions:
     val_fraction: float | None = None
     exclude: Path | None = None
     quick: bool = False
+    encoding: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,21 @@ def check_tree(reader: Reader, fallback: Iterable[Case], options: TreeOptions, e
     try:
         found = reader.find_cases()
         if options.exclude is not None:
-            found = apply_exclusion_list(found, read_exclusion_list(options.exclude))
+            found = apply_exclusion_list(found, read_exclusion_list(options.exclude, options.encoding))
+        report.findings += _nothing(found, reader)
     except (MG3DError, OSError, ValueError) as problem:
         report.findings.append(_unlisted(problem, reader))
         found = CaseList(cases=list(fallback))
     if isinstance(reader, CtRateReader):
         report.findings += _new(check_ct_rate_tables(reader, found), report.findings)
     report.checked["scans"] += len(found.cases) + len(found.exclusions)
+    for name, encoding in found.notes.get("encodings", {}).items():
+        if not encoding.startswith("utf-8"):
+            report.findings.append(finding("table_not_utf8", f"read as {encoding}", path=name))
     report.findings += _left_out(found)
+    for first, second in splits.spelled_twice(found.cases):
+        message = splits.spelling_message(first, second)
+        report.findings.append(finding("patient_spelled_twice", message, case=second.image_id))
     report.findings += _lacking(found, reader)
     tally = _Tally()
     if options.quick:
@@ -126,6 +135,13 @@ def _new(found: Iterable[Finding], known: Iterable[Finding]) -> list[Finding]:
 def _unlisted(problem: Exception, reader: Reader) -> Finding:
     path = getattr(problem, "path", "") or str(getattr(reader, "root", ""))
     return finding("tree_unreadable", bare_message(problem), path=path, remedy=getattr(problem, "remedy", ""))
+
+
+def _nothing(found: CaseList, reader: Reader) -> Iterator[Finding]:
+    """A download of which nothing is left: packing refuses it too. Single losses are warnings."""
+    if not found.cases:
+        message = f"none of {len(found.exclusions)} scans can be packed" if found.exclusions else "no scan is named"
+        yield finding("nothing_to_pack", message, path=str(getattr(reader, "table", "") or getattr(reader, "root", "")))
 
 
 def _left_out(found: CaseList) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
+from mg3d.atomic import write_text_atomically
 from prepro.verification.findings import KINDS, SEVERITIES, Finding, Severity
 
 MAX_SHOWN: Final = 10
@@ -99,7 +100,7 @@ def write_json(report: Report, path: Path, exit_code: int, paths: list[str]) -> 
         paths: what was checked.
 
     Raises:
-        OSError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     content = {
         "exit": exit_code,
@@ -107,5 +108,4 @@ def write_json(report: Report, path: Path, exit_code: int, paths: list[str]) -> 
         **report.summary(),
         "findings": [item.to_json() for item in report.findings],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_text_atomically(path, json.dumps(content, indent=1))

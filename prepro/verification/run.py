@@ -113,7 +113,9 @@ def _check_tree(packing: argparse.Namespace, options: argparse.Namespace, report
             finding("tree_unreadable", bare_message(problem), path=str(packing.root), remedy=problem.remedy)
         )
         return
-    tree = TreeOptions(packing.split_protocol, packing.seed, packing.val_fraction, packing.exclude, options.quick)
+    tree = TreeOptions(
+        packing.split_protocol, packing.seed, packing.val_fraction, packing.exclude, options.quick, packing.encoding
+    )
     fallback = scans_below(packing.root) if packing.dataset == "ct_rate" else []
     check_tree(reader, fallback, tree, _engine(options), report)
 

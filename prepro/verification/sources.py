@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mg3d.errors import DataError
+from mg3d.scans.folders import PassedOver, walk_folders
 from mg3d.scans.read import SCAN_SUFFIXES
 from prepro.command_line import build_parser
 from prepro.job import make_reader
@@ -101,7 +102,9 @@ def packer_options(dataset: str, root: Path, table: Path | None, options: argpar
         value = getattr(options, flag.strip("-").replace("-", "_"))
         if flag == "--table" and table is not None:
             value = str(table)
-        if value is not None and dataset in datasets:
+        if value is True and dataset in datasets:
+            words.append(flag)
+        elif value and dataset in datasets:
             words += [flag, *(value if isinstance(value, list) else [value])]
     return build_parser().parse_args(words)
 
@@ -124,8 +127,9 @@ def scans_below(root: Path) -> Iterator[Case]:
     Yields:
         cases without report.
     """
-    for path in sorted(root.rglob("*")):
+    below = [folder / name for folder, names in walk_folders(root, PassedOver()) for name in names]
+    for path in sorted(below):
         suffix = next((ending for ending in SCAN_SUFFIXES if path.name.lower().endswith(ending)), "")
-        if suffix and not path.name.startswith(".") and path.is_file():
+        if suffix:
             name = path.name[: -len(suffix)]
             yield Case(name, name, "", (path,), "", "")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mg3d.datasets.report_vocabulary import MAX_TOKENS, UNKNOWN, ReportVocabulary, clean_published
+from mg3d.phantoms.findings import draw_lesions
+from mg3d.phantoms.report import write_report
 
 MEASURED = {
     "1. Lungs are clear. 2. No effusion; size 0.8 × 1.0cm (img117). Heart/vessel normal..": (
@@ -65,6 +69,18 @@ def test_decoding_stops_at_the_first_end() -> None:
         vocabulary.decode([0, vocabulary.size + 1])
 
 
+def test_sizes_on_phantom_reports() -> None:
+    rng = np.random.default_rng(0)
+    reports = [write_report(draw_lesions(rng), rng).findings for _ in range(240)]
+    counts = Counter(word for text in reports for word in clean_published(text).split())
+    for least in (1, 3, 10):
+        wanted = sum(count >= least for count in counts.values()) + 1  # the unknown word
+        assert ReportVocabulary.build(reports, least).size == wanted
+    whole = ReportVocabulary.build(reports, 1)
+    assert all(whole.decode(whole.encode(text, max_tokens=1000)) == clean_published(text) for text in reports)
+
+
+@pytest.mark.realdata
 def test_sizes_on_the_real_training_reports(shared_dir: Path) -> None:
     path = shared_dir / "data" / "text_restricted" / "ctrg_split_small.json"
     reports = [entry["report"] for entry in json.loads(path.read_text(encoding="utf-8"))["train"]]

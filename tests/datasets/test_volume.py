@@ -57,8 +57,10 @@ def test_slice_stack_equals_golden(golden_dir: Path) -> None:
     np.testing.assert_allclose(out, stored["unique_slices"][stored["slice_map"]], rtol=0, atol=0.02)
 
 
-def test_real_scan_through_both_stages(shared_dir: Path) -> None:
-    case = json.loads((shared_dir / "data/expected/ctrate_preprocess.json").read_text())["cases"][0]
+@pytest.mark.realdata
+def test_real_scan_through_both_stages(shared_dir: Path, reference_dir: Path) -> None:
+    """On made data: the golden offline step and the golden online step, above."""
+    case = json.loads((reference_dir / "expected/ctrate_preprocess.json").read_text())["cases"][0]
     scan = nibabel.load(shared_dir / "data" / case["input"])
     x_mm, y_mm, z_mm = case["nifti_zooms_xyz"]
     offline = ct_rate_offline_resample(np.asanyarray(scan.dataobj), 1.0, 0.0, (z_mm, y_mm, x_mm))

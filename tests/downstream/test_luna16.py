@@ -7,14 +7,15 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from entry import metrics_of, rows_of, start
 from folders import config, load_folder
 
 from mg3d.datasets.fitting import clamped_start
-from mg3d.datasets.tables import read_table
 from mg3d.errors import ConfigError, DataError
+from mg3d.files import read_csv
 from mg3d.finetuning.benchmark import Case
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.splits import permuted_labels
@@ -65,9 +66,9 @@ def test_the_phantom_has_the_published_layout(download: Path) -> None:
     headers = sorted(download.glob("subset*/*.mhd"))
     assert [path.parent.name for path in headers] == ["subset0", "subset3", "subset5", "subset7"]
     assert all(path.with_suffix(".raw").is_file() for path in headers)
-    candidates = read_table(download / "candidates.csv", CANDIDATE_COLUMNS)
+    candidates = read_csv(download / "candidates.csv", CANDIDATE_COLUMNS).rows
     assert tuple(candidates[0]) == CANDIDATE_COLUMNS
-    assert tuple(read_table(download / "annotations.csv", ANNOTATION_COLUMNS)[0]) == ANNOTATION_COLUMNS
+    assert tuple(read_csv(download / "annotations.csv", ANNOTATION_COLUMNS).rows[0]) == ANNOTATION_COLUMNS
     assert {row["seriesuid"] for row in candidates} == {path.stem for path in headers}
     assert sum(row["class"] == "1" for row in candidates) == 4 * NODULES
     assert read_scan(headers[-1]).voxels_xyz.shape == (72, 72, 40)  # thinner than a cube
@@ -96,7 +97,7 @@ def test_the_window_is_fixed_whatever_a_scan_holds() -> None:
 
 
 def test_cubes_are_8_bit_centred_and_in_the_order_of_the_table(download: Path, cfg: FinetuneConfig) -> None:
-    rows = read_table(download / "candidates.csv", CANDIDATE_COLUMNS)
+    rows = read_csv(download / "candidates.csv", CANDIDATE_COLUMNS).rows
     paths = sorted(luna.cubes_folder(cfg).glob("subset*/*.npy"))
     assert paths and any(case.targets == (1.0,) for case in cases_of(cfg))
     for path in paths:
@@ -119,6 +120,7 @@ def at_border(case: Case, root: Path) -> bool:
     return any(not 24 <= i <= n - 24 for i, n in zip(index, raw.voxels_xyz.shape, strict=True))
 
 
+@pytest.mark.realdata
 def test_a_real_nodule_lies_where_its_published_row_says(shared_dir: Path) -> None:
     place = np.asarray([[-57.44, 131.23, -520.36]])  # of annotations.csv, 15.49 mm
     scan = shared_dir / "data" / "ct" / "lidc_0314_chest_2mm.nii.gz"
@@ -126,6 +128,20 @@ def test_a_real_nodule_lies_where_its_published_row_says(shared_dir: Path) -> No
     readers = cubes_at(read_scan(scan.with_name("lidc_0314_chest_2mm_nodule_readers.nii.gz")), place, 48, (0.0, 4.0))[0]
     assert readers[24, 24, 24] == 255 and np.allclose(np.argwhere(readers == 255).mean(axis=0), 24, atol=1.5)
     assert cube[24, 24, 24] > 140 and cube[readers == 0].mean() < cube[readers == 255].mean() - 50  # solid, in the lung
+
+
+def test_a_nodule_lies_where_its_row_says_whatever_the_axes(tmp_path: Path) -> None:
+    place = np.asarray([-57.44, 131.23, -520.36])
+    axes = np.meshgrid(*(start + 2.0 * np.arange(64) for start in (-110.0, 70.0, -590.0)), indexing="ij")
+    distance = np.sqrt(sum((axis - middle) ** 2 for axis, middle in zip(axes, place, strict=True)))
+    hu = np.where(distance < 7.7, 40, -850).astype(np.int16)  # x, y, z in LPS
+    affine = np.array([[-2.0, 0, 0, 110], [0, -2.0, 0, -70], [0, 0, 2.0, -590], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(hu, affine)
+    nib.save(image, tmp_path / "lps.nii.gz")
+    nib.save(nib.as_closest_canonical(image), tmp_path / "ras.nii.gz")
+    for name in ("lps.nii.gz", "ras.nii.gz"):
+        cube = cubes_at(read_scan(tmp_path / name), place[None], 48, WINDOW)[0]
+        assert np.allclose(np.argwhere(cube > 140).mean(axis=0), 24, atol=1.0) and cube[24, 24, 24] > 140
 
 
 def test_a_thin_scan_is_filled_with_air_on_both_sides(cfg: FinetuneConfig) -> None:
@@ -323,6 +339,6 @@ def test_the_phantom_run_from_another_folder(tmp_path: Path) -> None:
     assert metrics["cases"] == {"train": 6, "val": 6, "test": 6} and metrics["protocol"] == "clean"
     assert {"auroc", "ap", "cpm", "froc@0.125", "froc@8", "sensitivity@0.05"} <= set(metrics)
     assert metrics["cpm"]["n"] == 1 and done.answer["cpm"] == pytest.approx(metrics["cpm"]["mean"])
-    table = read_table(run_dir / "results_test.csv", ("Index", "name", "gts", "preds"))
+    table = read_csv(run_dir / "results_test.csv", ("Index", "name", "gts", "preds")).rows
     assert [float(row["preds"]) for row in table] == pytest.approx([float(row["prob_nodule"]) for row in rows])
     assert all(0 <= float(row["prob_nodule"]) <= 1 for row in rows) and (run_dir / "report.html").is_file()

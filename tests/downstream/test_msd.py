@@ -67,6 +67,7 @@ def test_folds_hold_out_every_case_once(download: Path, organ: str) -> None:
     assert all(name.startswith(f"{organ}_") for name in reported)
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize(
     ("file", "sizes"), [("MSD_Task06_Lung", [13, 13, 13, 12, 12]), ("MSD_Task10_Colon", [26, 25, 25, 25, 25])]
 )

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from entry import metrics_of, rows_of, start
 from folders import config, load_folder
 
 from mg3d.datasets.fitting import resize_linear, window_to_unit
-from mg3d.datasets.tables import read_table
 from mg3d.errors import DataError
+from mg3d.files import read_csv
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.phantoms.downstream.meta_image import write_mha
 from mg3d.phantoms.downstream.stoic2021 import REFERENCE_COLUMNS, write_stoic2021
-from mg3d.scans.itk_image import simple_itk
 
 stoic, preparation = load_folder("stoic2021"), load_folder("stoic2021", "prepare")
 BENCHMARK = stoic.BENCHMARK
@@ -49,10 +49,10 @@ def stand_ins(download: Path, tmp_path_factory: pytest.TempPathFactory) -> Finet
 
 
 def test_the_phantom_has_the_published_layout(download: Path) -> None:
-    rows = read_table(download / "metadata" / "reference.csv", REFERENCE_COLUMNS)
+    rows = read_csv(download / "metadata" / "reference.csv", REFERENCE_COLUMNS).rows
     assert tuple(rows[0]) == ("PatientID", "probCOVID", "probSevere") and len(rows) == PATIENTS
     assert {(row["probCOVID"], row["probSevere"]) for row in rows} == {("0", "0"), ("1", "0"), ("1", "1")}
-    image = simple_itk().ReadImage(str(download / "data" / "mha" / f"{rows[0]['PatientID']}.mha"))
+    image = SimpleITK.ReadImage(str(download / "data" / "mha" / f"{rows[0]['PatientID']}.mha"))
     assert image.GetSize() == (32, 32, 32) and {"PatientAge", "PatientSex"} <= set(image.GetMetaDataKeys())
 
 
@@ -98,9 +98,9 @@ def test_a_scan_becomes_the_networks_array_in_canonical_order(tmp_path: Path) ->
     world = (np.asarray([44.5, 14.5, 9.5]) - (np.asarray(hu.shape) - 1) / 2) * (4.0, 4.8, 4.8)  # mm from the centre
     assert np.allclose((centre - 29.5) * 6.4, world, atol=3.2)
     assert float(array[0, 0, 0]) == 0.0  # air outside
-    image = simple_itk().ReadImage(str(tmp_path / "1.mha"))
-    turned = simple_itk().Flip(image, (True, True, False), False)
-    simple_itk().WriteImage(turned, str(tmp_path / "2.mha"))
+    image = SimpleITK.ReadImage(str(tmp_path / "1.mha"))
+    turned = SimpleITK.Flip(image, (True, True, False), False)
+    SimpleITK.WriteImage(turned, str(tmp_path / "2.mha"))
     assert np.array_equal(preparation.scan_to_array(tmp_path / "2.mha", (60, 60, 60)), array)
     assert not np.array_equal(preparation.scan_to_array(tmp_path / "2.mha", (60, 60, 60), published=True), array)
 
@@ -195,7 +195,7 @@ def test_outcomes_other_than_0_and_1_are_refused(own_copy: Path) -> None:
     table = own_copy / "metadata" / "reference.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("1,1,0\n", "1,0.4,0\n", 1), encoding="utf-8")
     assert "0 or 1" in BENCHMARK.check_data(config(BENCHMARK, data_root=str(own_copy)))[0]
-    with pytest.raises(DataError, match="line 2"):
+    with pytest.raises(DataError, match="row 2"):
         BENCHMARK.splits(config(BENCHMARK, data_root=str(own_copy)))
 
 
@@ -214,5 +214,5 @@ def test_the_phantom_run_from_another_folder(tmp_path: Path) -> None:
     assert set(metrics["auroc"]["per_class"]) == {"COVID", "Severe"}
     parts = json.loads((run_dir / "splits.json").read_text(encoding="utf-8"))
     assert not set(parts["train"]) & set(parts["val"]) and not set(parts["train"]) & set(parts["test"])
-    table = read_table(run_dir / "result.csv", ("PatientID", "probCOVID", "probSevere"))
+    table = read_csv(run_dir / "result.csv", ("PatientID", "probCOVID", "probSevere")).rows
     assert [row["PatientID"] for row in table] == [row["id"] for row in rows] and len(rows) == len(parts["test"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_benchmark import BALLS, OUTLINES
 
-from mg3d.errors import CheckpointError, MG3DError
+from mg3d.errors import CheckpointError, ConfigError, MG3DError
 from mg3d.finetuning.benchmark import Benchmark
 from mg3d.finetuning.config import resolve_finetune_config
 from mg3d.finetuning.run import run
@@ -155,5 +155,7 @@ def test_scoring_alone_repeats_the_figures(whole: tuple[Path, dict[str, Any]], t
 def test_another_model_is_refused(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     root, _ = whole
     folder = next((root / "whole").glob("balls-*/version_0"))
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(ConfigError, match="feature_size=4, in the checkpoint 2"):
         go(root, tmp_path, resume=str(folder), feature_size=4)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        go(root, tmp_path, resume=str(folder), feature_size=4, resume_allow=["feature_size"])

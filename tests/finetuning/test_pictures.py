@@ -108,9 +108,30 @@ def test_best_median_and_worst_case() -> None:
     assert best_median_worst([]) == {}
 
 
-def test_overlays_of_files_in_any_geometry(tmp_path: Path, shared_dir: Path) -> None:
+@pytest.mark.realdata
+def test_overlays_of_a_real_scan(tmp_path: Path, shared_dir: Path) -> None:
     scan = shared_dir / "data/ct/lidc_0314_chest_2mm.nii.gz"
-    readers = shared_dir / "data/ct/lidc_0314_chest_2mm_nodule_readers.nii.gz"
+    check_overlay(tmp_path, scan, scan.with_name("lidc_0314_chest_2mm_nodule_readers.nii.gz"))
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SAL"])
+def test_overlays_of_files_in_any_geometry(tmp_path: Path, axes: str) -> None:
+    """A lesion that four readers marked, each a little larger than the one before."""
+    image, _, _ = chest((90, 80, 60))
+    readers = np.zeros(image.shape, np.uint8)
+    for reader in range(1, 5):
+        edge = slice(30 + reader, 46 - reader)
+        readers[edge, edge, edge] = reader
+    turn = nib.orientations.ornt_transform(*(nib.orientations.axcodes2ornt(codes) for codes in ("RAS", axes)))
+    for name, voxels in {"scan": image.astype(np.int16), "readers": readers}.items():
+        nib.save(
+            nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 2.0, 1.0])).as_reoriented(turn), tmp_path / f"{name}.nii.gz"
+        )
+    check_overlay(tmp_path, tmp_path / "scan.nii.gz", tmp_path / "readers.nii.gz")
+
+
+def check_overlay(tmp_path: Path, scan: Path, readers: Path) -> None:
+    """The picture of a case whose prediction is what three readers marked."""
     source = nib.load(readers)
     pred = tmp_path / "pred.nii.gz"
     nib.save(nib.Nifti1Image((np.asarray(source.dataobj) >= 3).astype(np.uint8), source.affine), pred)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import Case, Splits
 from mg3d.finetuning.config import resolve_finetune_config
+from mg3d.finetuning.decathlon import listed_splits, read_listing
 from mg3d.finetuning.splits import (
     contiguous_blocks,
     data_fraction,
@@ -45,6 +48,62 @@ def test_blocks_follow_the_published_rule(count: int, sizes: list[int]) -> None:
     assert [len(block) for block in blocks] == sizes and [name for block in blocks for name in block] == names
     with pytest.raises(DataError, match="num_folds"):
         contiguous_blocks(names[:3], 5)
+
+
+FOLDS = ("Covid19_20_folds.json", "MSD_Task06_Lung_folds.json", "MSD_Task10_Colon_folds.json")
+
+
+def published_lists(reference_dir: Path) -> dict[str, dict]:
+    """Sizes and digests of lists that are not passed on; of folds, the digest of their numbers in order of names."""
+    return json.loads((reference_dir / "splits" / "published_lists.json").read_text(encoding="utf-8"))
+
+
+def digest_of_folds(folds: list[int]) -> str:
+    return hashlib.sha256(json.dumps(folds, separators=(",", ":")).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_the_rule_gives_the_folds_of_the_published_list(name: str, reference_dir: Path) -> None:
+    record = published_lists(reference_dir)[name]
+    blocks = contiguous_blocks([f"case{k:03d}" for k in range(record["cases"])], 5)
+    assert digest_of_folds([k for k, block in enumerate(blocks) for _ in block]) == record["folds_sha256"]
+
+
+@pytest.mark.realdata
+def test_the_published_lists_are_the_recorded_ones(shared_dir: Path, reference_dir: Path) -> None:
+    for name, record in published_lists(reference_dir).items():
+        content = (shared_dir / "data" / "splits" / name).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (record["bytes"], record["sha256"]), name
+        if name in FOLDS:
+            rows = sorted(json.loads(content)["training"], key=lambda row: row["image"])
+            assert digest_of_folds([row["fold"] for row in rows]) == record["folds_sha256"], name
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("BTCV_dataset_0", (24, 6, 20)), ("MMWHS_dataset", (16, 4, 0)), ("LUNA16_pretrain", (843, 45, 0))],
+)
+def test_lists_of_voco_are_read_and_their_parts_are_apart(
+    name: str, sizes: tuple[int, int, int], reference_dir: Path
+) -> None:
+    path = reference_dir / "splits" / f"voco_{name}.json"
+    listing = read_listing(path)
+    assert (len(listing.training), len(listing.validation), len(listing.test)) == sizes
+    named = [image for image, _ in (*listing.training, *listing.validation)]
+    chosen = listed_splits(path, [Case(image, image, Path(image)) for image in named])
+    assert (len(chosen.train), len(chosen.val)) == sizes[:2] and chosen.notes == ("selection = reporting",)
+
+
+def test_series_that_pcrlv2_trained_on_are_counted_where_voco_validates(reference_dir: Path) -> None:
+    listing = read_listing(reference_dir / "splits" / "voco_LUNA16_pretrain.json")
+    trained = (reference_dir / "splits" / "pcrlv2_luna_train.txt").read_text(encoding="utf-8").split()
+    parts = [
+        tuple(Case(name, name, Path(name)) for name in names)
+        for names in (trained, [image.removesuffix(".nii.gz") for image, _ in listing.validation])
+    ]
+    assert len(set(trained)) == 623
+    found = leakage_report(Splits(*parts, parts[1]))
+    assert found[0] == "leak: 45 of 45 val cases are of patients in train (45 of 45)"
 
 
 def test_folds_keep_patients_together_and_strata_in_proportion() -> None:

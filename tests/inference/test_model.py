@@ -83,8 +83,8 @@ def test_the_architecture_of_a_flat_file_follows_from_its_tensors(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["swin_b", "swin_l"])
-def test_a_file_with_every_published_key_loads_whole(shared_dir: Path, tmp_path: Path, name: str) -> None:
-    state = manifest_state(shared_dir, name)
+def test_a_file_with_every_published_key_loads_whole(reference_dir: Path, tmp_path: Path, name: str) -> None:
+    state = manifest_state(reference_dir, name)
     torch.save({key: value.clone() for key, value in state.items()}, tmp_path / "released.ckpt")
     found = load_model(tmp_path / "released.ckpt")
     assert found.report is not None and found.report.encoder_fraction == 1 and not found.report.missing

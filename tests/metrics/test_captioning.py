@@ -36,8 +36,8 @@ def plain(references, hypotheses, **options) -> CaptionScores:
     return score_captions(references, hypotheses, pretokenised=True, **{"meteor": "none", **options})
 
 
-def recorded_cases(shared_dir: Path) -> list[tuple[list, list, dict[str, float]]]:
-    folder = shared_dir / "data" / "expected"
+def recorded_cases(reference_dir: Path) -> list[tuple[list, list, dict[str, float]]]:
+    folder = reference_dir / "expected"
     synthetic = json.loads((folder / "caption_metrics.json").read_text(encoding="utf-8"))
     examples = json.loads((folder / "caption_metrics_nlgeval_examples.json").read_text(encoding="utf-8"))
     pairs = synthetic["pairs"]
@@ -56,15 +56,15 @@ def test_the_recorded_three_pairs() -> None:
         assert found["meteor_java"] is None and found["meteor_nltk"] is None
 
 
-def test_the_recorded_files(shared_dir: Path) -> None:
-    for references, hypotheses, expected in recorded_cases(shared_dir):
+def test_the_recorded_files(reference_dir: Path) -> None:
+    for references, hypotheses, expected in recorded_cases(reference_dir):
         found = plain(references, hypotheses).values
         for name, coco in COCO_NAMES.items():
             assert found[name] == pytest.approx(expected[coco], abs=1e-6), coco
 
 
-def test_the_recorded_rouge_of_another_tool(shared_dir: Path) -> None:
-    folder = shared_dir / "data" / "expected"
+def test_the_recorded_rouge_of_another_tool(reference_dir: Path) -> None:
+    folder = reference_dir / "expected"
     content = json.loads((folder / "caption_metrics.json").read_text(encoding="utf-8"))
     found = plain([pair["ref"] for pair in content["pairs"]], [pair["hyp"] for pair in content["pairs"]]).values
     for name, other in {"rouge1_f": "rouge1", "rouge2_f": "rouge2", "rougel_f": "rougeL"}.items():
@@ -85,8 +85,8 @@ def test_stems() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR is a Java program")
-def test_meteor_of_the_recorded_files(shared_dir: Path) -> None:
-    for references, hypotheses, expected in recorded_cases(shared_dir)[
+def test_meteor_of_the_recorded_files(reference_dir: Path) -> None:
+    for references, hypotheses, expected in recorded_cases(reference_dir)[
         :2
     ]:  # one start of the program takes ten seconds
         found = plain(references, hypotheses, meteor="java")

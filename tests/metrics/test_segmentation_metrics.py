@@ -62,28 +62,30 @@ def lesion(shared: Path) -> Pair:
     return array, np.roll(array, 3, axis=-1), tuple(image.GetSpacing()[::-1])
 
 
-CASES: dict[str, Callable[[Path], Pair]] = {
-    "balls r8 vs r8 shifted 2 voxels on axis0; 48^3; spacing (2,1,1)": lambda _: (
+SHAPES: dict[str, Callable[[], Pair]] = {
+    "balls r8 vs r8 shifted 2 voxels on axis0; 48^3; spacing (2,1,1)": lambda: (
         ball(48, 8, (24, 24, 24)),
         np.roll(ball(48, 8, (24, 24, 24)), 2, axis=0),
         (2, 1, 1),
     ),
-    "balls r10 vs r7 concentric; 48^3; spacing (1,1,1)": lambda _: (
+    "balls r10 vs r7 concentric; 48^3; spacing (1,1,1)": lambda: (
         ball(48, 10, (24, 24, 24)),
         ball(48, 7, (24, 24, 24)),
         (1, 1, 1),
     ),
-    "boxes [10:20,8:18,6:16] vs [12:22,8:18,6:16]; 32^3; spacing (2.5,1,1)": lambda _: (
+    "boxes [10:20,8:18,6:16] vs [12:22,8:18,6:16]; 32^3; spacing (2.5,1,1)": lambda: (
         box((32, 32, 32), (10, 20), (8, 18), (6, 16)),
         box((32, 32, 32), (12, 22), (8, 18), (6, 16)),
         (2.5, 1, 1),
     ),
-    "box vs empty prediction; 32^3; spacing 1": lambda _: (
+    "box vs empty prediction; 32^3; spacing 1": lambda: (
         box((32, 32, 32), (10, 20), (8, 18), (6, 16)),
         np.zeros((32, 32, 32), dtype=bool),
         (1, 1, 1),
     ),
-    "both empty; 32^3": lambda _: (np.zeros((32, 32, 32), bool), np.zeros((32, 32, 32), bool), (1, 1, 1)),
+    "both empty; 32^3": lambda: (np.zeros((32, 32, 32), bool), np.zeros((32, 32, 32), bool), (1, 1, 1)),
+}
+REAL: dict[str, Callable[[Path], Pair]] = {
     "lidc_0314_chest_2mm_nodule_readers: gt = value>=2, pred = value==4; file spacing": lambda shared: (
         readers(shared)[0] >= 2,
         readers(shared)[0] == 4,
@@ -98,11 +100,22 @@ CASES: dict[str, Callable[[Path], Pair]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_both_tools_recorded_values(case: str, shared_dir: Path) -> None:
-    recorded = json.loads((shared_dir / "data/expected/segmentation_metrics.json").read_text(encoding="utf-8"))
-    assert set(recorded) == set(CASES)
-    expected, (truth, pred, spacing) = recorded[case], CASES[case](shared_dir)
+@pytest.mark.parametrize("case", SHAPES)
+def test_both_tools_recorded_values(case: str, reference_dir: Path) -> None:
+    check_recorded(reference_dir, case, SHAPES[case]())
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("case", REAL)
+def test_both_tools_recorded_values_of_real_masks(case: str, reference_dir: Path, shared_dir: Path) -> None:
+    check_recorded(reference_dir, case, REAL[case](shared_dir))
+
+
+def check_recorded(reference: Path, case: str, pair: Pair) -> None:
+    """Scores of a pair of masks against the two recorded tools."""
+    recorded = json.loads((reference / "expected/segmentation_metrics.json").read_text(encoding="utf-8"))
+    assert set(recorded) == {*SHAPES, *REAL}
+    expected, (truth, pred, spacing) = recorded[case], pair
     assert (truth.sum(), pred.sum()) == (expected["n_gt"], expected["n_pred"])
     deepmind, monai = (surface_distances(truth, pred, spacing, name) for name in ("deepmind", "monai"))
     forth, back = deepmind.average()

@@ -24,17 +24,17 @@ INDEX = ".relative_position_index"
 
 
 @pytest.fixture(scope="module")
-def released(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+def released(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     """A flat file with every key of the released Swin-B checkpoint, and its tensors."""
-    state = manifest_state(shared_dir)
+    state = manifest_state(reference_dir)
     path = tmp_path_factory.mktemp("released") / "swin_b_47k.pt"
     torch.save(state, path)
     return path, state
 
 
 @pytest.mark.parametrize("encoder", ["swin_b", "swin_l", "unet", "unet_pcrlv2_candidate"])
-def test_every_encoder_of_the_manifest_loads_completely(shared_dir: Path, tmp_path: Path, encoder: str) -> None:
-    state = manifest_state(shared_dir, encoder)
+def test_every_encoder_of_the_manifest_loads_completely(reference_dir: Path, tmp_path: Path, encoder: str) -> None:
+    state = manifest_state(reference_dir, encoder)
     torch.save({"state_dict": state}, tmp_path / "w.ckpt")
     model = create_vision_encoder(encoder.removesuffix("_candidate"))
     report = load_weights(model, tmp_path / "w.ckpt")
@@ -63,9 +63,9 @@ def test_126_entries_of_159_reach_monais_swin_unetr_value_by_value(released: tup
 
 @pytest.mark.parametrize(("fc_length", "reshaped"), [(384, 4), (48, 0)])
 def test_the_whole_network_takes_every_key_with_either_fc_length(
-    shared_dir: Path, fc_length: int, reshaped: int
+    reference_dir: Path, fc_length: int, reshaped: int
 ) -> None:
-    state = manifest_state(shared_dir)
+    state = manifest_state(reference_dir)
     lengths = {name: value for name, value in state.items() if tuple(value.shape) == (1, 384)}
     assert len(lengths) == 4 and all("cross_multihead_attention" in name for name in lengths)
     state |= {name: torch.randn(1, fc_length) for name in lengths}
@@ -96,9 +96,9 @@ def test_the_shapes_of_a_released_file_describe_it(released: tuple) -> None:
 
 @pytest.mark.parametrize(("order", "size"), [("legacy", (64, 32, 32)), ("fixed", (32, 32, 64))])
 def test_swin_b_agrees_with_monai_given_the_same_offsets(
-    shared_dir: Path, tmp_path: Path, order: str, size: tuple[int, int, int]
+    reference_dir: Path, tmp_path: Path, order: str, size: tuple[int, int, int]
 ) -> None:
-    manifest = json.loads((shared_dir / "spec" / "state_dict_manifest.json").read_text())
+    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text())
     keys = manifest["vision_encoder"]["swin_b"]["keys"]
     state = {name: 0.02 * value for name, value in random_state(keys).items() if not name.endswith(INDEX)}
     torch.save(state, tmp_path / "w.pt")
@@ -123,8 +123,8 @@ def test_the_package_builds_swin_unetr_in_either_order(released: tuple) -> None:
 
 
 @pytest.mark.slow
-def test_every_value_of_a_whole_checkpoint_arrives(shared_dir: Path, tmp_path: Path) -> None:
-    manifest = json.loads((shared_dir / "spec" / "state_dict_manifest.json").read_text())
+def test_every_value_of_a_whole_checkpoint_arrives(reference_dir: Path, tmp_path: Path) -> None:
+    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text())
     shapes = manifest["common"] | manifest["vision_encoder"]["swin_b"]["keys"]
     rng = torch.Generator().manual_seed(1)
     state = {

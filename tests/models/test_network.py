@@ -35,6 +35,7 @@ def step(request: pytest.FixtureRequest, recorded: RecordedStep) -> tuple[str, M
     return request.param, net, terms
 
 
+@pytest.mark.smoke
 def test_recorded_losses(step, recorded):
     mode, _, terms = step
     wanted, weights = recorded.numbers[mode], recorded.config["loss_weights"]
@@ -156,8 +157,8 @@ def test_recorded_adam_step(step, recorded):
     assert compared > 200
 
 
-def test_full_size_names_and_shapes_are_the_published_ones(shared_dir):
-    manifest = json.loads((shared_dir / "spec" / "state_dict_manifest.json").read_text())
+def test_full_size_names_and_shapes_are_the_published_ones(reference_dir):
+    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text())
     wanted = manifest["common"] | manifest["vision_encoder"]["swin_b"]["keys"]
     vision = create_vision_encoder("swin_b")
     with torch.device("meta"):

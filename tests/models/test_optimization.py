@@ -43,10 +43,10 @@ def test_factors_are_the_recorded_ones(golden_dir: Path) -> None:
             assert 5 * case["base_lr"] * factor == pytest.approx(value["lr_x5"], rel=1e-9, abs=1e-18)
 
 
-def test_groups_are_the_recorded_ones(golden_dir: Path, shared_dir: Path) -> None:
+def test_groups_are_the_recorded_ones(golden_dir: Path, reference_dir: Path) -> None:
     recorded = json.loads((golden_dir / "e2e_tiny_losses.json").read_text())["param_group_of"]
     assert {name: parameter_group_index(name) for name in recorded} == recorded
-    manifest = json.loads((shared_dir / "spec" / "state_dict_manifest.json").read_text())
+    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text())
     entries = dict(manifest["common"])
     for encoder in manifest["vision_encoder"].values():
         entries |= dict(encoder["keys"])

@@ -1,18 +1,24 @@
-"""Lay the real CT volumes of the shared test data out as a small CT-RATE download.
+"""Lay CT volumes out as a small CT-RATE download: the real ones, or some that are made here under the same names.
 
 By hand: ``python tests/prepro/real_ct.py --shared DIR --out FOLDER`` and then
-``python prepro/prepro_pretraining_data.py ct_rate --root FOLDER --out ARROWS``. Nothing of it may be published.
+``python prepro/prepro_pretraining_data.py ct_rate --root FOLDER --out ARROWS``. Nothing real may be published.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import os
+import math
 import sys
 from pathlib import Path
 
 import SimpleITK
+
+from mg3d.datasets.labels import CT_RATE_LABELS
+from mg3d.phantoms.canvas import Grid
+from mg3d.phantoms.chest import render
+from mg3d.phantoms.findings import label_vector
+from mg3d.phantoms.studies import plan_studies
 
 REAL_VOLUMES = (
     "lidc_0314_chest_2mm.nii.gz",
@@ -46,6 +52,31 @@ def lay_out_real_ct(shared: Path, out: Path, volumes: tuple[str, ...] = REAL_VOL
     for split, long_name, part in (("train", "train", slice(None, -1)), ("valid", "validation", slice(-1, None))):
         _write_split(shared, out / "dataset", split, long_name, volumes[part], rows[part])
     return out
+
+
+def make_collection(folder: Path) -> Path:
+    """Write phantoms in place of the real volumes and of the first reports, in several sizes, one in a turned grid.
+
+    Returns:
+        ``folder``, to be given to :func:`lay_out_real_ct`.
+    """
+    studies = list(plan_studies("train", len(REAL_VOLUMES), 64, seed=0))
+    for number, (name, study) in enumerate(zip(REAL_VOLUMES, studies, strict=True)):
+        grid = Grid((40 + 4 * number, 72, 80), (5.0, 4.0 + 0.2 * number, 4.0))
+        image = SimpleITK.GetImageFromArray(render(study.case, grid).hu)
+        image.SetSpacing(grid.spacing_mm[::-1])
+        if "transformed" in name:
+            cosine, sine = math.cos(math.radians(20)), math.sin(math.radians(20))
+            image.SetDirection((cosine, -sine, 0, sine, cosine, 0, 0, 0, 1))
+        path = folder / "data" / "ct" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        SimpleITK.WriteImage(image, str(path), useCompression=True)
+    rows: list[tuple[object, ...]] = [
+        (f"train_{number}", f'{study.report.findings}"{study.report.impression}"', *label_vector(study.case.lesions))
+        for number, study in enumerate(studies)
+    ]
+    write_table(folder / "data" / REPORTS, ("AccessionNo", "report_text", *CT_RATE_LABELS), rows)
+    return folder
 
 
 def _write_split(
@@ -88,8 +119,7 @@ def write_table(path: Path, header: tuple[str, ...], rows: list[tuple[object, ..
 def main() -> int:
     """Lay the volumes out from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    default = os.environ.get("MG3D_SHARED", Path(__file__).resolve().parents[2].parent / "shared")
-    parser.add_argument("--shared", type=Path, default=Path(default), help="folder of the shared test data")
+    parser.add_argument("--shared", type=Path, required=True, help="folder with data/ct and data/text_restricted")
     parser.add_argument("--out", type=Path, required=True, help="CT-RATE root to write")
     parser.add_argument("--first-report", type=int, default=0, help="row of the report table to start at")
     options = parser.parse_args()

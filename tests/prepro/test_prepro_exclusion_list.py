@@ -86,7 +86,7 @@ def test_a_name_that_fits_several_scans_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "# only a comment\n"])
 def test_an_empty_or_missing_list_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "list.txt"
-    with pytest.raises(DataError, match="not readable"):
+    with pytest.raises(DataError, match="no such file"):
         read_exclusion_list(path)
     path.write_text(content)
     with pytest.raises(DataError, match="empty"):

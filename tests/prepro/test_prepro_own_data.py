@@ -184,15 +184,16 @@ def test_a_table_with_train_and_test_gets_a_drawn_validation(tmp_path: Path) -> 
     assert counts == {"train": 36, "val": 4, "test": 5}
 
 
-def test_latin_1_rows_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_turkish_table_is_refused_until_its_encoding_is_named(tmp_path: Path) -> None:
     table = _write(tmp_path, HEADER, _rows(2))
-    table.write_bytes(table.read_bytes().replace(b"No pleural", b"5\xd73 cm, no pleural", 1))
-    with caplog.at_level(logging.WARNING):
-        found = _find(table)
-    assert "5×3 cm" in found.cases[0].findings
-    assert found.notes["rows_not_utf8"] == [2]
-    assert "first: row 2" in caplog.text
-    assert "cm" not in caplog.text
+    table.write_bytes(table.read_text().replace("No pleural", "Göğüs işlemi. No pleural", 1).encode("cp1254"))
+    with pytest.raises(DataError) as refused:
+        _find(table)
+    assert "row 2" in refused.value.message and "'öğüş' in cp1254" in refused.value.message
+    assert "--encoding" in refused.value.remedy and "lemi" not in str(refused.value)
+    found = OwnDataReader(table, tmp_path, SMALL, encoding="cp1254").find_cases()
+    assert "Göğüs işlemi" in found.cases[0].findings
+    assert found.notes["encodings"] == {table.name: "cp1254"}
 
 
 def test_slope_and_intercept_are_used_as_told(tmp_path: Path) -> None:
@@ -215,12 +216,27 @@ def test_slope_and_intercept_are_used_as_told(tmp_path: Path) -> None:
     json.dumps(as_stored.record)
 
 
+@pytest.mark.realdata
 def test_real_nrrd_and_dicom_folder(shared_dir: Path, tmp_path: Path) -> None:
+    check_nrrd_and_series(tmp_path, shared_dir / "data" / "ct" / "cip_ct-64.nrrd")
+
+
+def test_an_nrrd_and_a_dicom_folder_of_it_give_the_same(tmp_path: Path) -> None:
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(chest(shape=(40, 36, 24)).transpose(2, 1, 0))
+    image.SetSpacing((4.2, 4.2, 4.0))
+    image.SetOrigin((-80.5, -70.0, 12.0))
+    SimpleITK.WriteImage(image, str(tmp_path / "made.nrrd"))
+    check_nrrd_and_series(tmp_path, tmp_path / "made.nrrd")
+
+
+def check_nrrd_and_series(tmp_path: Path, nrrd: Path) -> None:
+    """A table that names an NRRD and the DICOM slices made of it."""
     import shutil
 
     import SimpleITK
 
-    nrrd = shared_dir / "data" / "ct" / "cip_ct-64.nrrd"
     (tmp_path / "study" / "series").mkdir(parents=True)
     shutil.copy(nrrd, tmp_path / "study" / "ct.nrrd")
     image = SimpleITK.Cast(SimpleITK.ReadImage(str(nrrd)), SimpleITK.sitkInt16)

@@ -28,6 +28,7 @@ from mg3d.datasets.labels import CT_RATE_LABELS
 from prepro.prepro_pretraining_data import main
 
 
+@pytest.mark.smoke
 def test_ct_rate_rows_hold_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ct_rate_tree(tmp_path / "raw", train=4, valid=2, offset=-1024)
     assert pack_ct_rate(root, tmp_path / "out") == 0
@@ -179,9 +180,9 @@ def test_small_geometry_is_what_the_schema_says(tmp_path: Path) -> None:
     assert json.loads(metadata[b"mg3d.label_names"]) == list(CT_RATE_LABELS)
 
 
-def test_real_ct_volumes_are_packed(shared_dir: Path, tmp_path: Path) -> None:
+def test_volumes_of_many_geometries_are_packed(collection: Path, tmp_path: Path) -> None:
     volumes = ("lidc_0314_chest_2mm.nii.gz", "cip_ct-64-transformed.nrrd", "totalseg_abdomen_ct_3mm.nii.gz")
-    root = lay_out_real_ct(shared_dir, tmp_path / "raw", volumes)
+    root = lay_out_real_ct(collection, tmp_path / "raw", volumes)
     out = tmp_path / "out"
     assert main(["ct_rate", "--root", str(root), "--out", str(out), "--workers", "1", "--val-fraction", "0"]) == 0
     rows = rows_of(out / "clm_ct_rate_train.arrow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -124,15 +125,18 @@ def test_duplicate_rows_and_ids_missing_on_either_side(tmp_path: Path) -> None:
     assert found.notes["train_reports_without_volume"] == 1
 
 
-def test_latin_1_rows_and_namesakes_are_told(tmp_path: Path) -> None:
+def test_bytes_that_are_no_utf_8_need_a_name_and_namesakes_are_told(tmp_path: Path) -> None:
     root = ct_rate_tree(tmp_path, train=3, valid=1)
     table = _reports(root)
     table.write_bytes(table.read_bytes().replace(b"open. No", b"open, 5\xd73 mm. No", 1))
     twin = root / "dataset" / "train" / "train_2" / "train_2_a_1.nii.gz"
     save_nifti(twin, chest(9))
-    found = CtRateReader(root, SMALL).find_cases()
+    with pytest.raises(DataError, match="row 2: 1 bytes") as refused:
+        CtRateReader(root, SMALL).find_cases()
+    assert refused.value.path == str(table) and "--encoding" in refused.value.remedy
+    found = CtRateReader(root, SMALL, encoding="cp1252").find_cases()
     assert "5×3 mm" in found.cases[0].findings
-    assert found.notes["train_report_rows_not_utf8"] == [2]
+    assert found.notes["encodings"]["train_reports.csv"] == "cp1252"
     assert "same name as" in _reasons(found)["train_2_a_1"]
     assert [case.image_id for case in found.cases].count("train_2_a_1") == 1
 
@@ -149,6 +153,38 @@ def test_a_first_release_header_without_geometry_gives_way_to_the_table(tmp_path
     assert restored.spacing_mm == pytest.approx(whole.spacing_mm)
     assert restored.record["orientation"] == "assumed LPS"
     assert any("metadata table" in warning for warning in restored.warnings)
+
+
+@pytest.mark.parametrize("row", ['"[2.0, 2.5]",', '"[nan, 2]",3.0', "[[[,3.0", ",", None])
+def test_a_header_without_geometry_and_without_a_whole_row_is_left_out_of_the_pack(
+    tmp_path: Path, row: str | None
+) -> None:
+    root = ct_rate_tree(tmp_path, train=2, valid=1)
+    table = root / "dataset" / "metadata" / "train_metadata.csv"
+    head, first, *others = table.read_text().splitlines()
+    told = [] if row is None else [first.replace('"[2.0, 2.5]",3.0', row)]
+    table.write_text("\n".join([head, *told, *others]) + "\n")
+    reader = CtRateReader(root, SMALL)
+    case = reader.find_cases().cases[0]
+    voxels = np.asanyarray(nib.load(case.source[0]).dataobj)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), case.source[0])
+    with pytest.raises(DataError, match="no voxel size") as caught:
+        reader.load(case)
+    assert caught.value.path == str(case.source[0]) and "--assume-spacing" in caught.value.remedy
+    told_reader = CtRateReader(root, SMALL, assumed_spacing_mm=(3.0, 2.5, 2.0))
+    assert told_reader.load(case).record["stored_spacing_mm"] == [3.0, 2.5, 2.0]
+
+
+def test_a_row_that_counts_other_voxels_or_sizes_is_warned_of(tmp_path: Path) -> None:
+    root = ct_rate_tree(tmp_path, train=2, valid=1)
+    table = root / "dataset" / "metadata" / "train_metadata.csv"
+    head, *rows = table.read_text().splitlines()
+    rows = [rows[0].replace("[2.0, 2.5]", "[8.0, 8.0]") + ",26,30,20", rows[1] + ",26,30,200"]
+    table.write_text("\n".join([f"{head},Rows,Columns,NumberofSlices", *rows]) + "\n")
+    reader = CtRateReader(root, SMALL)
+    sizes, counts = (reader.load(case).warnings for case in reader.find_cases().cases[:2])
+    assert len(sizes) == 1 and "8x8x3 mm" in sizes[0]
+    assert len(counts) == 1 and "30 x 26 x 200" in counts[0]
 
 
 def test_a_real_one_millimetre_header_is_believed(tmp_path: Path) -> None:
@@ -204,13 +240,15 @@ def test_ctrg_ids_that_are_missing_repeated_or_contradictory(tmp_path: Path) -> 
     assert list(reasons.values()).count("entry has no id") == 2
 
 
-def test_ctrg_annotation_with_latin_1_bytes_and_lone_surrogates(tmp_path: Path) -> None:
+def test_ctrg_annotation_in_a_named_encoding_and_with_lone_surrogates(tmp_path: Path) -> None:
     annotation = ctrg_tree(tmp_path, train=2, test=1)
     text = annotation.read_text().replace("No pleural", "0.8\u00d71.0cm, \\ud800 no pleural", 1)
     annotation.write_bytes(text.encode("latin-1"))
-    found = _ctrg(annotation).find_cases()
+    with pytest.raises(DataError, match="no UTF-8"):
+        _ctrg(annotation).find_cases()
+    found = replace(_ctrg(annotation), encoding="cp1252").find_cases()
     assert "0.8×1.0cm, ? no pleural" in found.cases[0].findings
-    assert found.notes["bytes_not_utf8"] == 1
+    assert found.notes["encodings"] == {annotation.name: "cp1252"}
 
 
 def test_ctrg_annotation_of_another_shape_is_refused(tmp_path: Path) -> None:

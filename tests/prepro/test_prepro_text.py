@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,19 +140,36 @@ def test_exact_count_is_that_of_training(tokenizer_folder: Path) -> None:
     assert counter.exact
 
 
-def test_count_agrees_with_transformers_for_every_kind_of_file(shared_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.realdata
+def test_count_agrees_with_transformers_on_reports(shared_dir: Path, tmp_path: Path) -> None:
+    lines = (shared_dir / "data" / "text" / "radlabels_synthetic_reports_700.jsonl").read_text().splitlines()[:60]
+    found = [json.loads(line).values() for line in lines]
+    texts = [max(each, key=lambda value: len(value) if isinstance(value, str) else 0) for each in found]
+    check_counts(shared_dir / "data" / "tokenizer", tmp_path, texts)
+
+
+def test_count_agrees_with_transformers_for_every_kind_of_file(
+    real_bert: Path, reference_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "vocabulary alone"
+    folder.mkdir()
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(real_bert / name, folder)
+    pairs = json.loads((reference_dir / "expected" / "caption_metrics.json").read_text("utf-8"))["pairs"]
+    check_counts(folder, tmp_path / "whole", [pair["ref"].capitalize() for pair in pairs[:60]])
+
+
+def check_counts(folder: Path, saved: Path, texts: list[str]) -> None:
+    """Counts by a folder with ``vocab.txt`` and by one with ``tokenizer.json`` are those of the tokenizer."""
     from transformers import AutoTokenizer
 
-    folder = shared_dir / "data" / "tokenizer"
     reference = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    reference.save_pretrained(tmp_path)
-    (tmp_path / "vocab.txt").unlink(missing_ok=True)
-    assert (tmp_path / "tokenizer.json").is_file()
-    lines = (shared_dir / "data" / "text" / "radlabels_synthetic_reports_700.jsonl").read_text().splitlines()[:60]
-    counters = [make_counter(str(place)) for place in (folder, tmp_path)]
+    reference.save_pretrained(saved)
+    (saved / "vocab.txt").unlink(missing_ok=True)
+    assert (saved / "tokenizer.json").is_file() and not (folder / "tokenizer.json").is_file()
+    counters = [make_counter(str(place)) for place in (folder, saved)]
     bound = WordCounter()
-    for line in lines:
-        text = max(json.loads(line).values(), key=lambda value: len(value) if isinstance(value, str) else 0)
+    for text in texts:
         fragments = FRAGMENT_RULES["comma"](clean_report(text))
         whole = len(reference(text.lower())["input_ids"])
         first, second = (counter.count(fragments) for counter in counters)

@@ -126,13 +126,18 @@ def test_odd_table_rows_have_their_numbers(root: Path) -> None:
     path = table(root, REPORTS)
     lines = path.read_bytes().splitlines(keepends=True)
     lines[1] = lines[1].replace(b"cough", b"t\xf6rn")
-    path.write_bytes(b"".join([*lines, lines[2], b",,,,\n"]))
-    odd = [item for item in run_verify(root, "--quick")[1] if item["code"].startswith("table_")]
-    assert [(item["code"], item["row"]) for item in odd] == [
-        ("table_not_utf8", 2),
-        ("table_row_odd", 6),
-        ("table_row_odd", 7),
+    path.write_bytes(b"".join([*lines, lines[2], b",x,,,\n"]))
+    code, (refused, *_), _ = run_verify(root, "--quick")
+    assert code == 2 and refused["file"] == str(path) and "row 2" in refused["message"]
+    assert "--encoding" in refused["remedy"] and "cough" not in str(refused)
+    _, found, _ = run_verify(root, "--quick", "--encoding", "cp1254")
+    odd = [item for item in found if item["code"].startswith("table_")]
+    assert [(item["code"], item["severity"], item["row"]) for item in odd] == [
+        ("table_row_odd", "warning", 6),
+        ("table_row_odd", "warning", 7),
+        ("table_not_utf8", "note", None),
     ]
+    assert odd[-1]["file"] == path.name and "cp1254" in odd[-1]["message"]
 
 
 def test_spacing_disagreement_and_mixed_releases(root: Path) -> None:
@@ -216,7 +221,7 @@ def test_own_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_volumes(shared_dir: Path, tmp_path: Path) -> None:
-    root = lay_out_real_ct(shared_dir, tmp_path / "real")
+def test_volumes_of_many_geometries_are_sound(collection: Path, tmp_path: Path) -> None:
+    root = lay_out_real_ct(collection, tmp_path / "download")
     code, findings, summary = run_verify(root)
     assert code == 0 and summary["scans"] == 7, findings

@@ -237,9 +237,15 @@ def test_faked_slurm_of_two_nodes_resolves_ranks_and_address(
 def test_test_script_chooses_tiers(stage: Stage) -> None:
     calls = stage.run("test.sh", "-k", "a or b")
     assert "<-r><requirements-test.txt>" in calls[0] and "<--no-deps><-r><requirements-test-nodeps.txt>" in calls[1]
-    assert calls[2].startswith("<python><-m><pytest><-m><not slow><-k><a or b>")
-    assert stage.run("test.sh", "--slow")[0].startswith("<python><-m><pytest><-m><slow>")
-    assert stage.run("test.sh", "--all", "-x")[0].startswith("<python><-m><pytest><-x>")
+    pytest_of_two = "<python><-m><pytest><-n><2><--dist><loadfile>"
+    assert calls[2].startswith(f"{pytest_of_two}<-m><not slow><-k><a or b>") and calls[2].endswith("omp=1")
+    assert stage.run("test.sh", "--slow")[0].startswith(f"{pytest_of_two}<-m><slow>")
+    assert stage.run("test.sh", "--realdata", "-x")[0].startswith(f"{pytest_of_two}<-m><realdata><-x>")
+    assert stage.run("test.sh", "--all", "-x")[0].startswith(f"{pytest_of_two}<-x>")
+    marked = stage.root / "tests" / "a" / "test_b.py"
+    marked.parent.mkdir(parents=True)
+    marked.write_text("@pytest.mark.smoke\n")
+    assert stage.run("test.sh", "--smoke", "-x")[0].startswith("<python><-m><pytest><-m><smoke><tests/a/test_b.py><-x>")
 
 
 def test_cpu_allocator_defaults_equal_those_of_the_process(repository: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 import SimpleITK
 from nibabel.orientations import apply_orientation, inv_ornt_aff
+from prepro_builders import chest
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SPACING_XYZ = (2.0, 2.5, 3.0)
@@ -53,6 +55,26 @@ def itk_image(stored_xyz: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
     image.SetDirection((affine_lps[:3, :3] / sizes).ravel().tolist())
     image.SetOrigin(affine_lps[:3, 3].tolist())
     return image
+
+
+def made_scan(path: Path) -> Path:
+    """Write a chest in voxels of 4 mm; with ``turned`` in its name the header turns it by 20 degrees in plane."""
+    affine = LPS @ np.diag([4.0, 4.0, 4.0, 1.0])
+    if "turned" in path.name:
+        cosine, sine = np.cos(np.radians(20)), np.sin(np.radians(20))
+        affine[:2, :2] = np.array([[cosine, -sine], [sine, cosine]]) @ affine[:2, :2]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = chest(shape=(64, 64, 48))
+    if path.name.endswith((".nii", ".nii.gz")):
+        nib.save(nib.Nifti1Image(voxels, affine), path)
+    else:
+        SimpleITK.WriteImage(itk_image(voxels, affine), str(path), True)
+    return path
+
+
+def real(*names: str) -> list[object]:
+    """Parameters of ``scan_file`` for files below the folder of real scans."""
+    return [pytest.param(f"data/{name}", marks=pytest.mark.realdata) for name in names]
 
 
 def save_series(

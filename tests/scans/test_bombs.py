@@ -24,9 +24,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from mg3d.errors import DataError
-from mg3d.scans.itk_image import simple_itk
 from mg3d.scans.read import read_scan
-simple_itk()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 try:

@@ -12,7 +12,8 @@ from prepro_builders import chest, save_nifti
 from scan_files import AXIAL, SPACING_XYZ, axial_series, save_series
 
 from mg3d.errors import DataError
-from mg3d.scans.dicom_slice import read_pixels, read_slice
+from mg3d.scans.dicom_pixels import read_pixels
+from mg3d.scans.dicom_slice import NoSlice, read_slices
 from mg3d.scans.geometry import Geometry
 from mg3d.scans.prepare import prepare_scan
 from mg3d.scans.read import read_scan
@@ -98,11 +99,10 @@ def test_other_files_are_left_out_with_a_note(series: Path) -> None:
     (series / "notes.txt").write_text("read me")
     (series / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x02\x00UI\x14\x001.2.840.10008.1.3.10")
     (series / ".hidden").write_bytes(b"")
-    (series / "empty.dcm").write_bytes(b"")
     (series / "below").mkdir()
     raw = read_scan(series)
     np.testing.assert_array_equal(raw.voxels_xyz, chest())
-    assert raw.warnings == ("3 files that are no CT slice left out (DICOMDIR, empty.dcm, notes.txt)",)
+    assert raw.warnings == ("2 files that are no CT slice left out (DICOMDIR, notes.txt)",)
 
 
 def test_copies_of_a_slice_are_left_out_with_a_note(series: Path) -> None:
@@ -116,10 +116,10 @@ def test_copies_of_a_slice_are_left_out_with_a_note(series: Path) -> None:
 def test_several_series_are_listed(series: Path) -> None:
     axial_series(series, chest()[:, :, :6], series="1.2.3.9", first=100)
     with pytest.raises(
-        DataError, match=r"2 series .*1\.2\.3\.4 'series 1\.2\.3\.4' of 20 slices, 1\.2\.3\.9"
+        DataError, match=r"2 series .*1\.2\.3\.4 'series 1\.2\.3\.4' of 20 slices 3 mm apart; 1\.2\.3\.9"
     ) as caught:
         read_scan(series)
-    assert caught.value.remedy == "keep one series per folder"
+    assert "--series UID or --series largest" in caught.value.remedy
 
 
 def test_no_volume_in_the_folder(series: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_missing_doubled_and_uneven_slices_are_refused(series: Path, tmp_path: P
     ):
         read_scan(series)
     plane = chest()[:, :, 4].T.copy()
-    for height, words in ((5.0 + 4 * 3.0, "same position"), (5.0 + 5 * 3.0 + 1.0, "uneven")):
+    for height, words in ((5.0 + 4 * 3.0, "same position"), (5.0 + 5 * 3.0 + 1.8, "uneven")):
         path = save_series(series, [plane], [(-10.0, 20.0, height)], first=5)[0]
         with pytest.raises(DataError, match=words):
             read_scan(series)
@@ -155,7 +155,7 @@ def test_missing_doubled_and_uneven_slices_are_refused(series: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ({"directions": (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)}, "differ in orientation"),
+        ({"directions": (1.0, 0.0, 0.0, 0.0, 0.8, -0.6)}, "differ in orientation"),
         ({"pixel_spacing": (2.0, 2.0)}, "differ in pixel spacing"),
         ({"planes": [np.zeros((26, 31), np.int16)]}, "differ in matrix size"),
         ({"positions": [(30.0, 20.0, 65.0)]}, "not stacked along one line"),
@@ -216,14 +216,27 @@ def test_a_truncated_slice_is_named(series: Path, share: float) -> None:
     assert caught.value.remedy
 
 
+@pytest.mark.realdata
 def test_real_slices(shared_dir: Path) -> None:
     folder = shared_dir / "data" / "dicom"
-    items = [read_slice(path) for path in sorted(folder.iterdir())]
-    assert [item.position for item in items if item] == [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
-    first = items[0]
-    assert first is not None
+    items = [read_slices(path) for path in sorted(folder.iterdir())]
+    slices = [item for found in items if not isinstance(found, NoSlice) for item in found]
+    assert [item.position for item in slices] == [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
+    first = slices[0]
     pixels = read_pixels(first)
     assert (pixels.shape, pixels.min(), pixels.max()) == ((512, 512), -2048, 1502)
-    assert (first.spacing_mm, first.has_rescale) == ((0.625, 0.625), True)
+    assert (first.spacing_mm, first.rescale) == ((0.625, 0.625), (1.0, 0.0))
     with pytest.raises(DataError, match=r"\(512, 512, 2\) is too thin"):
         read_scan(folder)
+
+
+def test_two_equal_slices_with_padding_keep_their_places_and_are_too_thin(tmp_path: Path) -> None:
+    plane = chest()[:, :, 10].T.copy()
+    plane[:3] = -2048  # outside the round field of view
+    paths = save_series(tmp_path / "thin", [plane, plane], [(0, 0, 0), (0, 0, 1)], {"0010|0010": ""})
+    slices = [item for path in paths for item in read_slices(path) if not isinstance(item, NoSlice)]
+    assert [item.position for item in slices] == [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
+    np.testing.assert_array_equal(read_pixels(slices[0]), plane)
+    assert (slices[0].spacing_mm, slices[0].rescale) == ((2.5, 2.0), (1.0, -1024.0))
+    with pytest.raises(DataError, match=r"\(30, 26, 2\) is too thin"):
+        read_scan(tmp_path / "thin")

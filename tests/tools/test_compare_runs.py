@@ -83,7 +83,7 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "other targets" in refusal(capsys, main, first, second)
     assert "prob_" in refusal(capsys, main, first, run)
     (tmp_path / "noise.csv").write_bytes(bytes(range(256)))
-    assert "per_case.csv" in refusal(capsys, main, run, tmp_path / "noise.csv")
+    assert "noise.csv: is no text" in refusal(capsys, main, run, tmp_path / "noise.csv")
     assert "--rounds" in refusal(capsys, main, run, run, "--rounds", "0")
 
 

@@ -29,6 +29,7 @@ def blob(shift: int = 0) -> np.ndarray:
     return labels
 
 
+@pytest.mark.smoke
 def test_two_files_as_json_and_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth, pred = save(tmp_path / "t.nii.gz", blob()), save(tmp_path / "p.nii.gz", blob(1))
     told = answer(capsys, main, truth, pred, "--labels", "1=RV", "2=MYO", "3=LV", "--json")
@@ -57,13 +58,34 @@ def test_the_same_map_in_other_formats_and_axis_orders(tmp_path: Path, capsys: p
         assert told["1"]["hd95"] == 0, name
 
 
-def test_recorded_values_of_a_real_nodule(tmp_path: Path, shared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recorded = json.loads((shared_dir / "data/expected/segmentation_metrics.json").read_text(encoding="utf-8"))
+RECORDED = "expected/segmentation_metrics.json"
+
+
+@pytest.mark.realdata
+def test_recorded_values_of_a_real_nodule(
+    tmp_path: Path, shared_dir: Path, reference_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = json.loads((reference_dir / RECORDED).read_text(encoding="utf-8"))
     expected = recorded["lidc_0314_chest_2mm_nodule_readers: gt = value>=2, pred = value==4; file spacing"]
     source = nib.load(shared_dir / "data/ct/lidc_0314_chest_2mm_nodule_readers.nii.gz")
     readers = np.asarray(source.dataobj)
     truth = save(tmp_path / "t.nii.gz", (readers >= 2).astype(np.uint8), source.affine)
     pred = save(tmp_path / "p.nii.gz", (readers == 4).astype(np.uint8), source.affine)
+    check_recorded(capsys, truth, pred, expected)
+
+
+@pytest.mark.smoke
+def test_recorded_values_of_two_balls(tmp_path: Path, reference_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = json.loads((reference_dir / RECORDED).read_text(encoding="utf-8"))
+    expected = recorded["balls r8 vs r8 shifted 2 voxels on axis0; 48^3; spacing (2,1,1)"]
+    ball = (((np.indices((48, 48, 48)) - 24) ** 2).sum(axis=0) <= 64).astype(np.uint8)
+    affine = np.diag([2.0, 1.0, 1.0, 1.0])
+    truth = save(tmp_path / "t.nii.gz", ball, affine)
+    check_recorded(capsys, truth, save(tmp_path / "p.nii.gz", np.roll(ball, 2, axis=0), affine), expected)
+
+
+def check_recorded(capsys: pytest.CaptureFixture[str], truth: Path, pred: Path, expected: dict) -> None:
+    """The command's numbers of two files, by both definitions."""
     for definition, key in (("deepmind", "deepmind"), ("monai", "monai_1.6.1")):
         words = ("--definition", definition, "--tolerance-mm", "1", "2", "--labels", "1=nodule", "--json")
         told = answer(capsys, main, truth, pred, *words)["nodule"]
@@ -74,8 +96,18 @@ def test_recorded_values_of_a_real_nodule(tmp_path: Path, shared_dir: Path, caps
         assert found == pytest.approx({name: expected[key][name] for name in found}, abs=1e-6)
 
 
+@pytest.mark.realdata
 def test_a_real_map_of_many_organs_against_itself(shared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    organs = shared_dir / "data/ct/totalseg_abdomen_seg117.nii.gz"
+    check_many_organs(capsys, shared_dir / "data/ct/totalseg_abdomen_seg117.nii.gz")
+
+
+def test_a_map_of_many_organs_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.arange(5 * 5 * 4, dtype=np.uint8).reshape(5, 5, 4)  # numbers up to 99, each a block of its own
+    check_many_organs(capsys, save(tmp_path / "organs.nii.gz", np.kron(values, np.ones((6, 5, 3), np.uint8))))
+
+
+def check_many_organs(capsys: pytest.CaptureFixture[str], organs: Path) -> None:
+    """Every class of a map compared with itself is perfect."""
     told = answer(capsys, main, organs, organs, "--json")
     scores = [entry for name, entry in told.items() if name not in ("printed", "told")]
     assert len(scores) >= 40 and all(entry["dice"] == entry["nsd"]["1"] == 1 for entry in scores)

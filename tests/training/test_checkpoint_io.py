@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from mg3d.atomic import this_host
 from mg3d.errors import CheckpointError, RunFailedError
 from mg3d.training import checkpoint_io
 from mg3d.training.checkpoint_io import (
@@ -154,7 +155,7 @@ def test_a_full_disk_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(RunFailedError, match=r"cannot save .*last\.ckpt.* bytes needed, \d+ free") as caught:
+        with pytest.raises(RunFailedError, match=r"cannot write .*last\.ckpt: .*KiB needed, .* free") as caught:
             save_file(content(step=2, size=100_000), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -165,7 +166,7 @@ def test_a_full_disk_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_a_disk_too_small_is_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
-    with pytest.raises(RunFailedError, match="about 4000 bytes needed, 1000 free"):
+    with pytest.raises(RunFailedError, match=r"about 4\.7 KiB needed, 1,000 bytes free"):
         save_file(content(), tmp_path / "a.ckpt")
     assert list(tmp_path.iterdir()) == []
 
@@ -181,7 +182,7 @@ def test_an_error_of_the_rename_leaves_nothing_behind(tmp_path: Path, monkeypatc
         replace(source, target)
 
     monkeypatch.setattr(checkpoint_io.os, "replace", refuse)
-    with pytest.raises(RunFailedError, match="read-only file system"):
+    with pytest.raises(RunFailedError, match="Read-only file system"):
         save_file(content(step=2), path)
     monkeypatch.undo()
     assert load_file(path)["global_step"] == 1  # the sidecar written for the new file still accepts the old one
@@ -209,7 +210,9 @@ def test_newest_skips_what_does_not_verify_and_says_why(tmp_path: Path) -> None:
 def test_removal_takes_the_sidecar_along_and_leftovers_are_cleared(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     save_file(content(), path)
-    (tmp_path / ".a.ckpt.99.tmp").write_bytes(b"half")
-    assert [entry.name for entry in remove_leftovers(tmp_path)] == [".a.ckpt.99.tmp"]
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".a.ckpt.{this_host()}-{ended.pid}-0123abcd.tmp").write_bytes(b"half")
+    assert [entry.suffix for entry in remove_leftovers(tmp_path)] == [".tmp"] and leftovers(tmp_path) == []
     AtomicCheckpointIO().remove_checkpoint(path)
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -75,6 +76,11 @@ def lines(run_dir: Path) -> dict[int, dict[str, Any]]:
     """Step -> line of the step log (empty before the first)."""
     path = run_dir / "metrics.jsonl"
     return {line["step"]: line for line in read_lines(path)} if path.exists() else {}
+
+
+def resumed_step(run_dir: Path) -> int:
+    """Step of the checkpoint that a run went on with."""
+    return json.loads((run_dir / "environment.json").read_text())["resumed_step"]
 
 
 def wait_until(condition: Any, process: BaseProcess) -> None:

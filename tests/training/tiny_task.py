@@ -130,6 +130,7 @@ TINY_KEYS: dict[str, Any] = {
     "num_workers": 0,
     "max_epoch": 3,
     "num_threads": 1,
+    "resume_allow": ["vision_encoder_options"],  # here they only say what disturbs a run
 }
 
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from argparse import Namespace
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-
+from mg3d.atomic import write_text_atomically
 from mg3d.datasets.stored_geometry import published_geometry
 from mg3d.datasets.volume import PRETRAIN_SIZE_DHW
 from mg3d.models.checkpoint import match_tensors
 from mg3d.models.conversion import OwnWeights, read_own_weights, to_swin_unetr
 from mg3d.models.export import TOKENIZER_NAME, export_folder
 from mg3d.models.weight_shapes import ENCODER_PREFIX
-from mg3d.models.weights_file import METADATA_KEY, save_weights, write_sidecar
+from mg3d.models.weights_file import METADATA_KEY, save_torch, save_weights
 
 LEGACY_NOTE = (
     "trained with legacy merging: build SwinUNETR with "
@@ -58,7 +54,7 @@ def convert(options: Namespace) -> dict[str, Any]:
     for note in notes:
         print(f"note: {note}")
     if options.report:
-        options.report.write_text(json.dumps(own.report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text_atomically(options.report, json.dumps(own.report.as_dict(), indent=2) + "\n")
     summary = {"file": options.file.name, "to": options.to, "out": str(options.out), "notes": notes}
     return summary | _counts(own) | written
 
@@ -91,7 +87,7 @@ def _folder(own: OwnWeights, options: Namespace) -> dict[str, Any]:
 
 
 def _mg3d(own: OwnWeights, options: Namespace) -> dict[str, Any]:
-    _save_torch({"state_dict": own.tensors, METADATA_KEY: own.metadata}, options.out)
+    save_torch({"state_dict": own.tensors, METADATA_KEY: own.metadata}, options.out)
     return {"entries": len(own.tensors)}
 
 
@@ -111,7 +107,7 @@ def _swin_unetr(own: OwnWeights, options: Namespace) -> dict[str, Any]:
     if options.out.suffix == ".safetensors":
         save_weights(state, options.out, metadata)
     else:
-        _save_torch({"state_dict": state, METADATA_KEY: metadata}, options.out)
+        save_torch({"state_dict": state, METADATA_KEY: metadata}, options.out)
     return {
         "entries": len(state),
         "target_loaded": len(report.loaded),
@@ -128,19 +124,9 @@ def _nnunet(own: OwnWeights, options: Namespace) -> dict[str, Any]:
     encoder = {name.removeprefix(prefix): value for name, value in own.tensors.items() if name.startswith(prefix)}
     content = to_nnunet(encoder, own.metadata, options.classes)
     metadata = {key: own.metadata[key] for key in ("format_version", "vision_encoder")}
-    _save_torch(content | {METADATA_KEY: metadata}, options.out)
+    save_torch(content | {METADATA_KEY: metadata}, options.out)
     plans = content["init_args"]["plans"]["configurations"][content["init_args"]["configuration"]]
     return {"entries": len(content["network_weights"]), **plans, "notes": [NNUNET_NOTE]}
-
-
-def _save_torch(content: Mapping[str, Any], out: Path) -> None:
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        torch.save(dict(content), partial)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
-    write_sidecar(out)
 
 
 _WRITERS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping
@@ -63,6 +64,7 @@ def embed(options: Namespace) -> dict[str, Any]:
         "embedded": run.rows,
         "already_there": before,
         "failed": len(failures),
+        **(source.passed_over.counts() if isinstance(source, ScanSource) else {}),
         "rows": run.table.finish(),
         "volumes": run.volumes,
         "output": output,
@@ -99,7 +101,9 @@ def _source(options: Namespace, model: MG3DModel, output: str) -> tuple[Source, 
         packed = PackedSource(options.path, options.split, size, model.metadata, tokenizer)
         return packed, {"preparation": {"size_dhw": list(size), "reports": reports}, "mode": "packed rows"}
     processor = _processor(options, model)
-    scans = ScanSource(options.path, processor, options.mode, options.workers)
+    scans = ScanSource(options.path, processor, options.mode, options.workers, options.follow_links)
+    for line in scans.passed_over.lines():
+        sys.stderr.write(f"{line}\n")
     return scans, {"preparation": processor.describe(), "mode": options.mode}
 
 

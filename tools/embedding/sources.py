@@ -12,7 +12,7 @@ import numpy as np
 
 from mg3d.errors import DataError, MG3DError
 from mg3d.inference.processor import Mode, ProcessedScan, Processor
-from mg3d.scans.find import FoundScan, find_scans
+from mg3d.scans.find import find_scans
 from prepro.engines import Failure, create_engine, load_in_order
 from prepro.readers.base import Case, CaseList
 
@@ -80,13 +80,18 @@ class ScanSource:
         processor: prepares them.
         mode: ``resize`` or ``crops``.
         workers: processes that read and resample; 1 does it in this one.
+        follow_links: also search linked folders that lie outside the folder.
+
+    Attributes:
+        passed_over: what the search left out.
 
     Raises:
         DataError: no scan there.
     """
 
-    def __init__(self, path: Path, processor: Processor, mode: Mode, workers: int) -> None:
-        self._found: list[FoundScan] = find_scans(path)
+    def __init__(self, path: Path, processor: Processor, mode: Mode, workers: int, follow_links: bool = False) -> None:
+        self._found = find_scans(path, follow_links=follow_links)
+        self.passed_over = self._found.passed_over
         self._reader = _ScanReader(processor, mode)
         self._workers = workers
 

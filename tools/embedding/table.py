@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mg3d.atomic import atomic_path, writing
 from mg3d.errors import DataError
-from mg3d.training.run_folder import sync_directory
 
 CONFIG_KEY = b"mg3d.embedding"
 ABOUT = "about"
@@ -91,7 +90,8 @@ class Table:
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as the next part; a crash leaves no half of one."""
-        self._folder.mkdir(exist_ok=True)
+        with writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
         number = len(list(self._folder.glob("part-*.parquet")))
         path = self._folder / f"part-{number:06d}.parquet"
         columns = {field.name: [row.get(field.name) for row in rows] for field in self.schema}
@@ -126,15 +126,10 @@ def _batches(path: Path) -> Iterator[pa.Table]:
 
 
 def _write(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(partial, "wb") as stream:
-            with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-                for table in tables:
-                    writer.write_table(table.cast(schema))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-        sync_directory(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        atomic_path(path, "free some space, then run the same command: it goes on from here") as partial,
+        open(partial, "wb") as stream,
+        pq.ParquetWriter(stream, schema, compression="zstd") as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.cast(schema))

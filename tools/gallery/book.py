@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import zlib
@@ -12,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from PIL.Image import Image
 from tqdm import tqdm
 
-from mg3d.errors import DataError, MG3DError
+from mg3d.atomic import atomic_folder, writing
+from mg3d.errors import DataError, MG3DError, OutputError
+from mg3d.locks import exclusive_output
 from mg3d.scans.slices import (
     FULL_WINDOW,
     GREY_WINDOW,
@@ -85,21 +87,17 @@ def draw_book(source: Source, options: BookOptions, counter: TokenCounter) -> Su
 
     Raises:
         DataError: an id is unknown, nothing is readable, or the folder holds something else.
+        EnvironmentProblem: another process writes the folder.
+        OutputError: the disk is full or read-only; an older gallery stays as it was.
     """
-    refuse_foreign_folder(options.out)
-    statistics, tickets = _scan(source, counter)
-    chosen = choose(tickets, options.limit, options.seed, options.ids)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    staging = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")
-    try:
-        staging.mkdir()
-        pages = Pages(staging, options.name)
-        cards = _draw_studies(source, chosen, options, pages, statistics)
-        summary = _finish(source, cards, pages, statistics)
-        _replace(staging, options.out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return summary
+    with exclusive_output(options.out):
+        refuse_foreign_folder(options.out)
+        statistics, tickets = _scan(source, counter)
+        chosen = choose(tickets, options.limit, options.seed, options.ids)
+        with atomic_folder(options.out) as staging:
+            pages = Pages(staging, options.name)
+            cards = _draw_studies(source, chosen, options, pages, statistics)
+            return _finish(source, cards, pages, statistics)
 
 
 def refuse_foreign_folder(out: Path) -> None:
@@ -148,11 +146,14 @@ def _draw_study(source: Source, ticket: Ticket, name: str, window: Window, out: 
     """Draw one study; one that cannot be read gives a card that says why."""
     study = Study(ticket.number, ticket.image_id, "", ticket.corpus, ticket.split, "", "")
     page = f"{name}.html"
+    with writing(out):
+        (out / name).mkdir()
     try:
         study = source.study(ticket.number)
         voxels = source.voxels(study)
-        (out / name).mkdir()
         view = draw_pictures(voxels, out / name, window)
+    except OutputError:  # the fault of the disk, not of the study
+        raise
     except UNREADABLE as problem:
         shutil.rmtree(out / name, ignore_errors=True)
         reason = problem.message if isinstance(problem, MG3DError) else f"{type(problem).__name__}: {problem}"
@@ -180,10 +181,15 @@ def draw_pictures(voxels: Voxels, folder: Path, window: Window) -> StudyView:
     for pane in panes:
         for item in windows:
             strip = draw_strip(array, pane.plane, pane.positions, item, pane.size_px)
-            strip.save(folder / f"{pane.plane.name}-{item.key}.png", **PNG)
-    draw_overview(array, spacing, shown).save(folder / "overview.png", **PNG)
-    draw_thumbnail(array, spacing, shown).save(folder / "thumbnail.png", **PNG)
+            _save(strip, folder / f"{pane.plane.name}-{item.key}.png")
+    _save(draw_overview(array, spacing, shown), folder / "overview.png")
+    _save(draw_thumbnail(array, spacing, shown), folder / "thumbnail.png")
     return StudyView(voxels, summarise(voxels), panes, windows, shown, folder.name, list(voxels.warnings))
+
+
+def _save(picture: Image, path: Path) -> None:
+    with writing(path):
+        picture.save(path, **PNG)
 
 
 def _windows(shown: Window, full: Window) -> tuple[Window, ...]:
@@ -203,13 +209,6 @@ def _finish(source: Source, cards: Sequence[Card], pages: Pages, statistics: Dat
     summary = Summary(statistics.studies, len(cards), bad, len(cards) + 1, size)
     (pages.out / MARKER).write_text(json.dumps({"made by": "tools/visualize_datasets.py"}) + "\n", encoding="utf-8")
     return summary
-
-
-def _replace(staging: Path, out: Path) -> None:
-    """Put the finished folder in place of an older gallery."""
-    if out.is_dir():
-        shutil.rmtree(out)
-    os.replace(staging, out)
 
 
 def slug(name: str) -> str:

@@ -79,26 +79,28 @@ class RawSource:
         return [{"corpus": self.reader.corpus, "exclusions": exclusions, "config": {"notes": self.found.notes}}]
 
 
-def open_raw(path: Path, annotation: Path | None) -> RawSource:
+def open_raw(path: Path, annotation: Path | None, encoding: str = "", series: str = "") -> RawSource:
     """Recognise a raw tree and open it.
 
     Args:
         path: CT-RATE root, CTRG root (with its annotation), or the CSV of an own data set.
         annotation: JSON of a CTRG download.
+        series: of an own data set, which of several series of a DICOM folder.
+        encoding: of tables that are not UTF-8.
 
     Raises:
         DataError: nothing known is there.
     """
     if path.is_file():
-        return RawSource(_own_reader(path))
+        return RawSource(_own_reader(path, encoding, series))
     annotation = annotation or _annotation_in(path)
     if annotation is not None:
         from prepro.readers.ctrg import CtrgReader
 
-        return RawSource(CtrgReader(path, annotation, WHOLE))
+        return RawSource(CtrgReader(path, annotation, WHOLE, encoding=encoding))
     from prepro.readers.ct_rate import CtRateReader
 
-    reader = CtRateReader(path, WHOLE)
+    reader = CtRateReader(path, WHOLE, encoding=encoding)
     try:
         reader.dataset_folder()
     except DataError:
@@ -106,18 +108,18 @@ def open_raw(path: Path, annotation: Path | None) -> RawSource:
     return RawSource(reader)
 
 
-def _own_reader(table: Path) -> Reader:
+def _own_reader(table: Path, encoding: str, series: str) -> Reader:
     """The reader of a CSV whose volume paths are relative to its own folder."""
     from prepro.readers.own_data import OwnDataReader
 
     if table.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(f"a {table.suffix or 'nameless'} file is no data set", REMEDY, path=str(table))
-    return OwnDataReader(table, table.resolve().parent, WHOLE)
+    return OwnDataReader(table, table.resolve().parent, WHOLE, encoding=encoding, series=series)
 
 
 def _annotation_in(root: Path) -> Path | None:
     """The one JSON beside the scans that looks like a CTRG annotation."""
-    for path in sorted(root.glob("*.json")):
+    for path in sorted(path for path in root.glob("*.json") if path.is_file()):
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig", errors="replace"))
         except (OSError, ValueError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,15 +132,6 @@ def summarise(rows: Sequence[Mapping[str, Any]], tolerances_mm: Sequence[float])
         }
         for name in classes
     }
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as CSV; numbers keep all their digits, undefined ones are ``nan``."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
 
 
 def table_text(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -12,11 +12,12 @@ import numpy as np
 from nibabel.orientations import io_orientation, ornt_transform
 
 from mg3d.errors import DataError
-from mg3d.scans.itk_image import ras_affine
+from mg3d.scans.itk_image import ras_affine, read_image
 from mg3d.scans.raw_volume import RawVolume, shortest_decimals
 from mg3d.scans.read import SCAN_SUFFIXES, read_scan
 
 MAX_SHIFT_OF_VOXEL = 0.01
+MEMORY_OF_OTHERS = 4 << 30
 OTHER_SUFFIXES = (".mgz", ".mgh", ".img", ".hdr", ".gipl", ".vtk", ".tif", ".tiff")
 RESAMPLE = "resample one onto the grid of the other first (nearest neighbour), knowing what that changes"
 ROUND = "label maps hold whole numbers: threshold or round it first"
@@ -53,6 +54,8 @@ def read_label_map(path: Path) -> LabelMap:
     """
     if not path.exists():
         raise DataError("no such file", "check the path", path=str(path))
+    if not (path.is_file() or path.is_dir()):
+        raise DataError("neither a file nor a folder", "give a label map", path=str(path))
     known = path.is_dir() or path.name.lower().endswith(SCAN_SUFFIXES)
     raw = read_scan(path) if known else _read_elsewhere(path)
     if raw.spacing_mm is None:
@@ -134,14 +137,12 @@ def _read_elsewhere(path: Path) -> RawVolume:
         return _raw(np.asanyarray(image.dataobj), image.affine, image.header.get_zooms()[:3])
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, ValueError) as problem:
         reason = problem
-    import SimpleITK
-
     try:
-        read = SimpleITK.ReadImage(str(path))
-        affine = ras_affine(np.reshape(read.GetDirection(), (3, 3)), read.GetSpacing(), read.GetOrigin())
-    except (RuntimeError, ValueError) as second:
+        voxels, header = read_image(path, MEMORY_OF_OTHERS)
+        affine = ras_affine(np.reshape(header.direction, (3, 3)), header.spacing, header.origin)
+    except (DataError, ValueError) as second:
         raise DataError(f"neither nibabel nor SimpleITK reads it ({reason})", "convert it", path=str(path)) from second
-    return _raw(SimpleITK.GetArrayFromImage(read).transpose(2, 1, 0), affine, read.GetSpacing())
+    return _raw(voxels.transpose(2, 1, 0), affine, header.spacing)
 
 
 def _raw(voxels: np.ndarray, affine: np.ndarray, sizes: Sequence[float]) -> RawVolume:

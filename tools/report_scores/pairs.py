@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mg3d.errors import DataError
+from mg3d.files import id_key, read_csv, read_text
 
 MEND = 'write a list of {"id": ..., "ref": text or list of texts, "hyp": text}'
 KEYS = {
@@ -39,20 +38,22 @@ class Pairs:
     hypotheses: tuple[str, ...]
 
 
-def read_pairs(path: Path) -> Pairs:
+def read_pairs(path: Path, encoding: str = "") -> Pairs:
     """Read pairs from a JSON list, or from JSON lines when the name ends in ``.jsonl``.
+
+    Args:
+        path: the file.
+        encoding: where it is not UTF-8, see :func:`mg3d.files.decode_text`.
 
     Raises:
         DataError: no such file, no JSON, or an entry that is not a pair.
     """
-    if not path.is_file():
-        raise DataError("no such file", MEND, path=str(path))
+    text = read_text(path, encoding)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
         lines = [line for line in text.splitlines() if line.strip()]
         content = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"not readable as UTF-8 JSON: {error}", MEND, path=str(path)) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"not readable as JSON: {error}", MEND, path=str(path)) from error
     if not isinstance(content, list) or not content:
         raise DataError("holds no list of pairs", MEND, path=str(path))
     found = [_pair(entry, number, path) for number, entry in enumerate(content)]
@@ -81,7 +82,7 @@ def _pair(entry: Any, number: int, path: Path) -> tuple[str, tuple[str, ...], st
     return str(name), tuple(references), hypothesis
 
 
-def read_label_table(path: Path) -> tuple[list[str], list[str], np.ndarray]:
+def read_label_table(path: Path, encoding: str = "") -> tuple[list[str], list[str], np.ndarray]:
     """Read a csv table: an id column first, then one column per finding.
 
     Values are 0/1 labels, CheXbert classes 0 to 3, or CheXpert values 1, 0, -1 and blank; columns are matched by name
@@ -93,22 +94,15 @@ def read_label_table(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     Raises:
         DataError: not such a table.
     """
-    if not path.is_file():
-        raise DataError("no such file", "give a csv table: id, then one column per finding", path=str(path))
-    try:
-        rows = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"not a UTF-8 csv table: {error}", "save it as csv, UTF-8", path=str(path)) from error
-    rows = [row for row in rows if any(cell.strip() for cell in row)]
-    if len(rows) < 2 or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
-        raise DataError("no table of equal rows", "write id,FINDING,... and one row per case", path=str(path))
-    ids = [row[0].strip() for row in rows[1:]]
+    table = read_csv(path, encoding=encoding, whole_rows=True)
+    if not table.rows or len(table.columns) < 2 or len(set(table.columns)) < len(table.columns):
+        raise DataError("no table of ids and findings", "write id,FINDING,... and one row per case", path=str(path))
+    first, *names = table.columns
+    ids = [row[first].strip() for row in table.rows]
     if len(set(ids)) < len(ids) or "" in ids:
         raise DataError("an id is there twice or empty", "give each case once", path=str(path))
-    values = [
-        [_value(cell, name, row[0], path) for name, cell in zip(rows[0][1:], row[1:], strict=True)] for row in rows[1:]
-    ]
-    return ids, [name.strip() for name in rows[0][1:]], np.asarray(values)
+    values = [[_value(row[name], name, row[first], path) for name in names] for row in table.rows]
+    return ids, names, np.asarray(values)
 
 
 def _value(cell: str, name: str, case: str, path: Path) -> float:
@@ -124,8 +118,15 @@ def _value(cell: str, name: str, case: str, path: Path) -> float:
     return value
 
 
-def match_label_tables(truth: Path, predicted: Path) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
+def match_label_tables(
+    truth: Path, predicted: Path, encoding: str = ""
+) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
     """Two label tables brought into the same rows and columns, by name.
+
+    Args:
+        truth: labels of the references.
+        predicted: labels of the generated reports.
+        encoding: where the tables are not UTF-8.
 
     Returns:
         ids [n], findings [L], values of the references [n, L] and of the generated reports [n, L].
@@ -133,18 +134,26 @@ def match_label_tables(truth: Path, predicted: Path) -> tuple[list[str], list[st
     Raises:
         DataError: the tables name different cases or findings.
     """
-    ids, names, values = read_label_table(truth)
-    other_ids, other_names, other = read_label_table(predicted)
+    ids, names, values = read_label_table(truth, encoding)
+    other_ids, other_names, other = read_label_table(predicted, encoding)
     for kind, one, two in (("ids", ids, other_ids), ("findings", names, other_names)):
         lacking = sorted(set(one) ^ set(two))
         if lacking:
             raise DataError(
                 f"{len(lacking)} {kind} are in one of the two label tables only: {', '.join(lacking[:4])}",
-                "give both tables the same cases and findings",
+                _same_names(one, two) or "give both tables the same cases and findings",
                 path=str(predicted),
             )
     rows, columns = _places(other_ids, ids), _places(other_names, names)
     return ids, names, values, other[np.ix_(rows, columns)]
+
+
+def _same_names(one: Sequence[str], two: Sequence[str]) -> str:
+    """A hint at names that a spreadsheet rewrote in one of the tables."""
+    known = {id_key(name): name for name in set(two) - set(one)}
+    pairs = ((name, known[id_key(name)]) for name in one if name not in two and id_key(name) in known)
+    first = next(pairs, None)
+    return f"{first[0]!r} and {first[1]!r} look like one name: write both alike" if first else ""
 
 
 def _places(found: Sequence[str], wanted: Sequence[str]) -> list[int]:

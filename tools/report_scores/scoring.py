@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mg3d.errors import DataError, EnvironmentProblem
+from mg3d.files import write_csv
 from mg3d.metrics.captioning import CaptionScores, score_captions
 from mg3d.metrics.clinical import PROTOCOL as CLINICAL_PROTOCOL
 from mg3d.metrics.clinical import clinical_entries
@@ -33,7 +32,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         MG3DError: bad input, or an optional scorer that is asked for and missing.
     """
-    pairs = read_pairs(options.pairs)
+    pairs = read_pairs(options.pairs, options.encoding)
     groups = _patients(pairs, options.patient_pattern)
     more = [_clinical(options, pairs, groups)] if options.labels or options.labeller else []
     more += [_radeval(options, pairs)] if options.radeval else []
@@ -74,7 +73,7 @@ def _patients(pairs: Pairs, pattern: Any) -> list[str] | None:
 def _clinical(options: argparse.Namespace, pairs: Pairs, groups: list[str] | None) -> dict[str, Any]:
     notes: list[str] = []
     if options.labels:
-        ids, names, truth, predicted = match_label_tables(*options.labels)
+        ids, names, truth, predicted = match_label_tables(*options.labels, options.encoding)
         if set(ids) != set(pairs.ids):
             notes.append(f"labels are of {len(ids)} cases that are not the {len(pairs.ids)} scored texts")
         place = dict(zip(pairs.ids, groups, strict=True)) if groups else {}
@@ -139,12 +138,9 @@ def _radeval(options: argparse.Namespace, pairs: Pairs) -> dict[str, Any]:
 
 def write_per_case(path: Path, pairs: Pairs, scores: CaptionScores) -> None:
     """Write one row per case: id and every computed metric."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["id", *scores.per_case])
-    for number, name in enumerate(pairs.ids):
-        writer.writerow([name, *(f"{column[number]:.6f}" for column in scores.per_case.values())])
-    path.write_text(stream.getvalue(), encoding="utf-8", newline="")
+    columns = scores.per_case.values()
+    rows = ([name, *(f"{column[n]:.6f}" for column in columns)] for n, name in enumerate(pairs.ids))
+    write_csv(path, ["id", *scores.per_case], rows)
 
 
 def render(result: Mapping[str, Any]) -> str:

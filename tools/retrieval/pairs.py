@@ -57,7 +57,7 @@ def pairs_of_table(table: EmbeddingTable) -> Pairs:
     return Pairs(table.vectors, table.text_vectors, columns["report"], columns["patient_id"], 0, "the table")
 
 
-def pairs_with_reports(table: EmbeddingTable, reports: Path, model: MG3DModel) -> Pairs:
+def pairs_with_reports(table: EmbeddingTable, reports: Path, model: MG3DModel, encoding: str = "") -> Pairs:
     """Pairs of a table and reports from elsewhere, encoded with the weights the table was made with.
 
     Every comma fragment counts whole as a sentence; training draws one sentence where a fragment holds several.
@@ -66,13 +66,14 @@ def pairs_with_reports(table: EmbeddingTable, reports: Path, model: MG3DModel) -
         table: embeddings in the shared space.
         reports: CSV, ``.arrow`` file, or folder of them.
         model: the weights.
+        encoding: of a CSV that is not UTF-8.
 
     Raises:
         DataError: other weights, no report fits, or names that do not tell two scans apart.
     """
     table.need_shared_space()
     table.need_weights(model.digest)
-    lookup = ReportTable.open(reports)
+    lookup = ReportTable.open(reports, encoding)
     found = {row: lookup.match(name) for row, name in enumerate(table.ids)}
     rows = [row for row, key in found.items() if key is not None]
     if not rows:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mg3d.atomic import atomic_path
 from mg3d.errors import DataError
+from mg3d.files import write_csv
 from tools.retrieval.table import EmbeddingTable
 
 REPORT_CHARACTERS = 70
@@ -64,19 +64,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         path: ``.json`` (a list of objects) or ``.csv``.
         rows: plain values; columns are all keys in order of appearance.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="") as stream:
-            if path.suffix == ".json":
-                stream.write(json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n")
-            else:
-                columns = list(dict.fromkeys(key for row in rows for key in row))
-                writer = csv.DictWriter(stream, columns)
-                writer.writeheader()
-                writer.writerows(rows)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    if path.suffix != ".json":
+        write_csv(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_out(path: Path | None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mg3d.errors import RunFailedError
+from mg3d.errors import EnvironmentProblem, RunFailedError
 from mg3d.finetuning.comparison.plan import Task
 from mg3d.training.run_folder import write_text_atomically
 
@@ -34,15 +34,22 @@ def run_task(task: Task, place: str = "") -> int:
     if task.finished():
         log.info("%s %s: finished before", place, task.name)
         return 0
-    task.claim()
+    try:
+        lock = task.claim()
+    except EnvironmentProblem as error:
+        log.error("%s %s", place, error)
+        return error.exit_code
     started = time.monotonic()
     command = task.command()
     again = ", goes on" if command[-1] == "resume=last" else ""
     log.info("%s %s: started%s, log %s", place, task.name, again, task.log)
-    with open(task.log, "a", encoding="utf-8") as stream:
-        stream.write(f"$ {shlex.join(command)}\n")
-        stream.flush()
-        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    try:
+        with open(task.log, "a", encoding="utf-8") as stream:
+            stream.write(f"$ {shlex.join(command)}\n")
+            stream.flush()
+            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    finally:
+        lock.release()
     seconds = time.monotonic() - started
     if code == 0:
         log.info("%s %s: finished in %.0f s", place, task.name, seconds)
@@ -56,7 +63,7 @@ def become(task: Task) -> int:
     if task.finished():
         log.info("%s: finished before", task.name)
         return 0
-    task.claim()
+    task.claim().survive_exec()
     command = task.command()
     sys.stdout.flush()
     sys.stderr.flush()

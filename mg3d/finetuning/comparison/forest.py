@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mg3d.atomic import atomic_path
+
 if TYPE_CHECKING:
     from mg3d.finetuning.comparison.table import Line
 
@@ -44,10 +46,9 @@ def draw_forest(lines: Sequence[Line], path: Path) -> Path:
     for axis in axes:
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(partial, dpi=150)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")
     pyplot.close(figure)
-    partial.replace(path)
     return path
 
 

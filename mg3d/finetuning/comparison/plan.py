@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.errors import ConfigError
+from mg3d.errors import ConfigError, EnvironmentProblem
+from mg3d.locks import FileLock
 from mg3d.training.run_folder import CHECKPOINTS, versions, write_json
 
 __all__ = ["SCRATCH", "Plan", "Task", "find_benchmarks", "make_plan"]
@@ -90,12 +91,34 @@ class Task:
         resume = ["resume=last"] if self.interrupted() else []
         return [sys.executable, str(self.program), "with", *self.arguments, *resume]
 
-    def claim(self) -> None:
-        """Note the arguments of the run.
+    def claim(self) -> FileLock:
+        """Note the arguments of the run, and keep others from starting it.
+
+        Returns:
+            the lock, to be released when the run has ended.
 
         Raises:
             ConfigError: the folder holds a run of the same name with other arguments.
+            EnvironmentProblem: another process runs it, or the folder cannot be written.
         """
+        lock = FileLock(self.log_dir / f".{self.name}-seed{self.seed}.lock")
+        try:
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+            taken = lock.acquire()
+        except OSError as error:
+            message = f"cannot write in {self.log_dir}: {error.strerror}"
+            raise EnvironmentProblem(message, "name another --log-dir") from error
+        if not taken:
+            raise EnvironmentProblem(f"{self.name} is being run by {lock.owner()}", "wait for it, or stop it")
+        lock.sign()
+        try:
+            self._note_arguments()
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
+    def _note_arguments(self) -> None:
         if self.record.is_file():
             before = json.loads(self.record.read_text(encoding="utf-8"))["arguments"]
             if before != self.arguments:
@@ -104,7 +127,6 @@ class Task:
                     f"{self.name} was run with other settings before: {' '.join(changed)[:300]}",
                     "name another --log-dir, or remove its folder and its .task.json",
                 )
-        self.log_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.record, {"arguments": self.arguments})
 
 

@@ -6,9 +6,7 @@ in all runs of a start, so that a patient who is in several of them counts once.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mg3d.files import csv_text, read_csv
 from mg3d.finetuning.comparison.measures import Measure, Row, headline, measure_rows, row_key
 from mg3d.finetuning.comparison.plan import SCRATCH, Task
 from mg3d.metrics.bootstrap import metric_entries
@@ -106,8 +105,7 @@ def _finished(tasks: Sequence[Task]) -> dict[tuple[int, int], _Run]:
         if folder is None:
             continue
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        with open(folder / "per_case.csv", encoding="utf-8", newline="") as stream:
-            runs[task.fold, task.seed] = _Run(list(csv.DictReader(stream)), metrics, folder)
+        runs[task.fold, task.seed] = _Run(list(read_csv(folder / "per_case.csv").rows), metrics, folder)
     return runs
 
 
@@ -175,12 +173,8 @@ def write_tables(lines: Sequence[Line], folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     table, page = folder / "comparison.csv", folder / "comparison.md"
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Line)], lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({key: "" if value is None else value for key, value in dataclasses.asdict(line).items()})
-    write_text_atomically(table, stream.getvalue())
+    columns = [field.name for field in dataclasses.fields(Line)]
+    write_text_atomically(table, csv_text(columns, map(dataclasses.asdict, lines)))
     write_text_atomically(page, markdown(lines))
     return [table, page, draw_forest(lines, folder / "comparison.png")]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
+
+from mg3d.atomic import atomic_path
 
 DPI = 110
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2", "#999999")
@@ -42,7 +43,6 @@ def save(figure: Any, path: Path) -> Path:
         the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=DPI, format="png", metadata={"Software": None})
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=DPI, format="png", metadata={"Software": None})
     return path

@@ -8,9 +8,9 @@ import logging
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mg3d.command_line import exit_code_of
+from mg3d.command_line import Parser, exit_code_of
 from mg3d.datasets.labelled_reports import (
     LabelledReports,
     read_labelled_reports,
@@ -18,7 +18,9 @@ from mg3d.datasets.labelled_reports import (
     write_labelled_reports,
 )
 from mg3d.errors import ConfigError, DataError
+from mg3d.files import add_encoding_option
 from mg3d.finetuning.text_labels.remembered import read_run, recalled, remembered, table_digest
+from mg3d.locks import exclusive_output
 
 DEFAULT_ENCODER = "zzxslp/RadBERT-RoBERTa-4m"
 _HELP = """Read the 18 CT-RATE findings from reports.
@@ -39,14 +41,9 @@ beside a keyword labeller and two constants. The last line of standard output is
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n  mend: see {self.prog} --help\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = _Parser(description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{train,resume,evaluate,label}")
     _add_training(commands.add_parser("train", help="train, then score on held-out reports"))
     again = commands.add_parser("resume", help="go on with a training that was killed, with its own options")
@@ -55,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         add = commands.add_parser(name, help=meaning).add_argument
         add("--model", type=Path, required=True, metavar="RUN/best", help="folder of a trained classifier")
         add("--data", type=Path, required=True, metavar="CSV", help="table of reports")
+        add_encoding_option(add)
         add("--out", type=Path, required=True, metavar="PATH", help="folder (evaluate) or csv table (label) to write")
         add("--batch-size", type=int, default=32, metavar="N", help="reports a step (%(default)s)")
         add("--bootstrap-rounds", type=int, default=1000, metavar="N", help="rounds of the intervals (%(default)s)")
@@ -66,6 +64,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, metavar="CSV", help="training table, or the table to split into folds")
     add("--val", type=Path, metavar="CSV", help="table that decides when to stop")
     add("--test", type=Path, metavar="CSV", help="table to score on (else the validation table, and said so)")
+    add_encoding_option(add)
     add("--fold", type=int, metavar="K", help="hold out this part of --data instead of reading --val and --test")
     add("--num-folds", type=int, default=5, metavar="N", help="parts (%(default)s)")
     add("--val-share", type=float, default=0.1, metavar="P", help="share of the rest that stops training (%(default)s)")
@@ -133,7 +132,7 @@ def _train(options: argparse.Namespace, resumed: Path | None = None) -> tuple[st
     from mg3d.finetuning.text_labels.state import STATE
     from mg3d.finetuning.text_labels.training import BEST, TrainingOptions, fit
     from mg3d.models.finetune.text_classifier import ClassifierOptions, ReportLabeller
-    from mg3d.training.run_folder import create_run_folder, write_json
+    from mg3d.training.run_folder import create_run_folder, run_lock, write_json
 
     training = TrainingOptions(**{field.name: getattr(options, field.name) for field in fields(TrainingOptions)})
     design = ClassifierOptions(train.names, options.unit, options.pooling, options.max_length, options.dropout)
@@ -146,10 +145,11 @@ def _train(options: argparse.Namespace, resumed: Path | None = None) -> tuple[st
         write_json(folder / "config.json", {**given, "classifier": asdict(design), "training": asdict(training)})
     else:
         folder = resumed
-    history = fit(labeller, train, val, training, folder, resume=resumed is not None)
-    text, summary = _scored(labeller, test, train, folder, options, notes)
-    for path in folder.glob(f"{STATE}*"):  # the run is complete
-        path.unlink()
+    with run_lock(folder):
+        history = fit(labeller, train, val, training, folder, resume=resumed is not None)
+        text, summary = _scored(labeller, test, train, folder, options, notes)
+        for path in folder.glob(f"{STATE}*"):  # the run is complete
+            path.unlink()
     sizes = {name: len(ids) for name, ids in parts.items()}
     return text, {"run_dir": str(folder), "model": str(folder / BEST), "epochs": len(history), **sizes, **summary}
 
@@ -163,20 +163,22 @@ def _resume(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def _evaluate(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     labeller = _load(options.model)
-    test = read_labelled_reports(options.data, labeller.options.findings)
-    options.out.mkdir(parents=True, exist_ok=True)
-    text, summary = _scored(labeller, test, None, options.out, options, [])
+    test = read_labelled_reports(options.data, labeller.options.findings, encoding=options.encoding)
+    with exclusive_output(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+        text, summary = _scored(labeller, test, None, options.out, options, [])
     return text, {"out": str(options.out), "test": len(test), **summary}
 
 
 def _label(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if options.out.suffix != ".csv" or not options.out.absolute().parent.is_dir():
         raise DataError("labels are written to a csv file in a folder that exists", "mend --out", path=str(options.out))
-    reports = read_labelled_reports(options.data, (), need_labels=False)
-    labeller = _load(options.model)
-    found = labeller.label(reports.texts, batch_size=options.batch_size)
-    labelled = LabelledReports(reports.ids, reports.texts, found, labeller.options.findings)
-    write_labelled_reports(options.out, labelled)
+    with exclusive_output(options.out):
+        reports = read_labelled_reports(options.data, (), need_labels=False, encoding=options.encoding)
+        labeller = _load(options.model)
+        found = labeller.label(reports.texts, batch_size=options.batch_size)
+        labelled = LabelledReports(reports.ids, reports.texts, found, labeller.options.findings)
+        write_labelled_reports(options.out, labelled)
     empty = sum(not text.strip() for text in reports.texts)
     counts = dict(zip(labelled.names, map(int, found.sum(axis=0)), strict=True))
     return "", {"out": str(options.out), "reports": len(reports), "empty_reports": empty, "present": counts}
@@ -194,7 +196,7 @@ def _tables(
     """Training, validation and test reports, and what to say about them."""
     from mg3d.finetuning.text_labels.splits import held_out_fold
 
-    data = read_labelled_reports(options.data)
+    data = read_labelled_reports(options.data, encoding=options.encoding)
     if options.fold is not None:
         if options.val or options.test:
             raise ConfigError("--fold beside --val or --test", "give either a fold or the tables")
@@ -202,8 +204,8 @@ def _tables(
         return (*parts, [f"fold {options.fold} of {options.num_folds}, identical reports kept together"])
     if options.val is None:
         raise ConfigError("neither --fold nor --val is given", "add --fold 0, or --val and --test tables")
-    val = read_labelled_reports(options.val)
-    test = read_labelled_reports(options.test) if options.test else val
+    val = read_labelled_reports(options.val, encoding=options.encoding)
+    test = read_labelled_reports(options.test, encoding=options.encoding) if options.test else val
     notes = [] if options.test else ["selection = reporting: scored on the reports that stopped the training"]
     known = {" ".join(text.lower().split()) for text in data.texts}
     shared = sum(" ".join(text.lower().split()) in known for text in test.texts)

@@ -27,7 +27,7 @@ def remembered(options: argparse.Namespace) -> dict[str, Any]:
 def recalled(stored: dict[str, Any]) -> argparse.Namespace:
     """Options of ``train`` from what `remembered` gave."""
     places = {key: Path(stored[key]) for key in PLACES if stored.get(key) is not None}
-    return argparse.Namespace(**{**stored, **places})
+    return argparse.Namespace(**{"encoding": "", **stored, **places})
 
 
 def read_run(folder: Path, name: str) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from sklearn.metrics import classification_report, multilabel_confusion_matrix
 from mg3d.datasets.keyword_labels import label_all_by_keywords
 from mg3d.datasets.labelled_reports import LabelledReports
 from mg3d.datasets.labels import CT_RATE_LABELS
+from mg3d.files import write_csv
 from mg3d.metrics.clinical import PROTOCOL, clinical_entries, finding_table
 from mg3d.metrics.operating_point import multilabel_entries
 from mg3d.metrics.retrieval import group_identical
@@ -126,19 +125,12 @@ def write_files(folder: Path, probabilities: np.ndarray, test: LabelledReports) 
     weighted = [_weighted([row[key] for row in rows], [row["support"] for row in rows]) for key in columns]
     lines = [[row["label"], *(row[key] for key in columns), row["support"]] for row in rows]
     lines.append(["Weighted Average", *weighted, sum(row["support"] for row in rows)])
-    _write_csv(folder / "metrics_manual.csv", ["Label", "Precision", "Recall", "F1 Score", "Support"], lines)
+    write_csv(folder / "metrics_manual.csv", ["Label", "Precision", "Recall", "F1 Score", "Support"], lines)
     header = ["id", *(f"p_{name}" for name in names), *(f"true_{name}" for name in names)]
     found = zip(test.ids, probabilities, test.labels, strict=True)
     cases = [[name, *(f"{p:.6f}" for p in p_L), *(int(v) for v in truth_L)] for name, p_L, truth_L in found]
-    _write_csv(folder / "per_case.csv", header, cases)
+    write_csv(folder / "per_case.csv", header, cases)
 
 
 def _weighted(values: list[float], support: list[int]) -> float:
     return float(np.average(values, weights=support)) if sum(support) else 0.0
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerows([header, *rows])
-    path.write_text(stream.getvalue(), encoding="utf-8", newline="")

@@ -18,7 +18,7 @@ __all__ = ["encoder_stage", "freeze_encoder", "parameter_groups"]
 LAST_STAGE = 5
 """Depth of what follows all stages (a projection head); no encoder has more stages."""
 
-_NUMBERED = (re.compile(r"layers(\d+)\."), re.compile(r"encoder\.stages\.(\d+)\."))
+_NUMBERED = (re.compile(r"layers(\d+)c?\."), re.compile(r"encoder\.stages\.(\d+)\."))
 
 
 def encoder_stage(name: str) -> int:

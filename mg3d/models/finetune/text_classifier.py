@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mg3d.atomic import atomic_folder
 from mg3d.errors import CheckpointError, ConfigError
 from mg3d.models.language_encoders import BertTextEncoder, create_text_encoder, create_tokenizer
 from mg3d.models.optimization import NO_DECAY_PARTS
@@ -319,16 +320,17 @@ class ReportLabeller:
         return (stated & (self.probabilities(texts, batch_size) > threshold)).astype(np.int8)
 
     def save(self, folder: Path) -> None:
-        """Write options, weights, and the encoder's config and tokenizer; nothing in it is pickled."""
-        encoder = folder / _ENCODER
-        encoder.mkdir(parents=True, exist_ok=True)
-        (encoder / "config.json").write_text(
-            json.dumps(self.network.encoder.plain_config(), indent=1), encoding="utf-8"
-        )
-        self.tokenizer.save_pretrained(encoder)
+        """Write options, weights, and the encoder's config and tokenizer, all or nothing; nothing in it is pickled."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        save_file(state, folder / _WEIGHTS, {"format": "pt"})
-        (folder / _OPTIONS).write_text(json.dumps(asdict(self.options), indent=1) + "\n", encoding="utf-8")
+        with atomic_folder(folder, needed=sum(value.nbytes for value in state.values())) as partial:
+            encoder = partial / _ENCODER
+            encoder.mkdir()
+            (encoder / "config.json").write_text(
+                json.dumps(self.network.encoder.plain_config(), indent=1), encoding="utf-8"
+            )
+            self.tokenizer.save_pretrained(encoder)
+            save_file(state, partial / _WEIGHTS, {"format": "pt"})
+            (partial / _OPTIONS).write_text(json.dumps(asdict(self.options), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, splitter: Splitter | None = None) -> ReportLabeller:

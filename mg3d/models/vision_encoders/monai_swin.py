@@ -54,6 +54,7 @@ def swin_unetr_options(encoder: Mapping[str, Any]) -> dict[str, Any]:
         "window_size": list(encoder["window_size"]),
         "patch_size": encoder["patch_size"][0],
         "mlp_ratio": encoder["mlp_ratio"],
+        **({"use_v2": True} if encoder.get("residual_blocks") else {}),
     }
 
 

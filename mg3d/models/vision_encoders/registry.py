@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from mg3d.errors import ConfigError, EnvironmentProblem
+from mg3d.errors import CheckpointError, ConfigError, EnvironmentProblem, MG3DError
 from mg3d.models.vision_encoders.base import VisionEncoder
 
 VISION_ENCODERS: dict[str, tuple[str, str]] = {
@@ -85,16 +85,29 @@ def encoder_from_metadata(metadata: Mapping[str, Any]) -> VisionEncoder:
 
     Raises:
         UnknownEncoderError: the described encoder does not exist here.
-        ValueError: sizes that do not fit together.
+        CheckpointError: sizes out of bounds, that do not fit together, or of a network too large for any machine.
         EnvironmentProblem: the encoder's library is not installed.
     """
-    name = str(metadata.get("name"))
+    import torch
+
+    from mg3d.models.bounds import ENCODER, check_model_size, check_values
+
+    name, place = str(metadata.get("name"))[:40], "description of the image encoder"
     accepted = _options_of(_import_family(name))
+    check_values(metadata, ENCODER, place)
     options = {key: value for key, value in metadata.items() if key in accepted and key != "name"}
-    if "proj_dims" in metadata:
-        hidden, out = metadata["proj_dims"] or (0, 0)
-        options |= {"proj_hidden_dim": hidden, "proj_out_dim": out}
-    return create_vision_encoder(name, **options)
+    try:
+        if "proj_dims" in metadata:
+            hidden, out = metadata["proj_dims"] or (0, 0)
+            options |= {"proj_hidden_dim": hidden, "proj_out_dim": out}
+        with torch.device("meta"):
+            check_model_size(create_vision_encoder(name, **options), place)
+        return create_vision_encoder(name, **options)
+    except MG3DError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"the described image encoder cannot be built ({first})", "export it again") from error
 
 
 def _import_family(name: str) -> ModuleType:

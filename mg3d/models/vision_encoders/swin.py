@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from monai.networks.blocks import PatchEmbed
+from monai.networks.blocks import PatchEmbed, UnetrBasicBlock
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, get_window_size
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -220,6 +220,7 @@ class SwinEncoder(VisionEncoder):
         proj_out_dim: token width after the projection head; 0 for none.
         patch_merging: ``legacy`` or ``fixed``.
         gradient_checkpointing: recompute block activations in the backward pass to save memory.
+        residual_blocks: a residual convolution block before every stage (MONAI's ``use_v2``: SwinUNETR v2, VoCo).
 
     Raises:
         ValueError: inconsistent sizes.
@@ -240,10 +241,11 @@ class SwinEncoder(VisionEncoder):
         proj_out_dim: int = 0,
         patch_merging: str = "legacy",
         gradient_checkpointing: bool = False,
+        residual_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
-        self.patch_merging = patch_merging
+        self.patch_merging, self.residual_blocks = patch_merging, bool(residual_blocks)
         self.depths, self.num_heads = tuple(depths), tuple(num_heads)
         self.window_size, self.patch_size = _triple(window_size, "window_size"), _triple(patch_size, "patch_size")
         self.mlp_ratio, self.embed_dim = float(mlp_ratio), int(embed_dim)
@@ -276,6 +278,10 @@ class SwinEncoder(VisionEncoder):
                 drop_path=rates[sum(self.depths[:k]) : sum(self.depths[: k + 1])],
             )
             self.add_module(f"layers{k + 1}", nn.ModuleList([stage]))
+            if self.residual_blocks:
+                width = self.stage_channels[k]
+                block = UnetrBasicBlock(3, width, width, kernel_size=3, stride=1, norm_name="instance", res_block=True)
+                self.add_module(f"layers{k + 1}c", nn.ModuleList([block]))
 
     def forward_features(self, vol_B1DHW: Tensor, normalize: bool = True) -> list[Tensor]:
         """Compute the feature maps x0 (patch embedding) to x4 (last stage), finest first.
@@ -291,9 +297,16 @@ class SwinEncoder(VisionEncoder):
         # channels last in memory, as every later layer wants them: one copy instead of one per layer
         maps = [self.patch_embed(vol_B1DHW).contiguous(memory_format=torch.channels_last_3d)]
         for k in range(len(self.depths)):
-            stages: nn.ModuleList = self.get_submodule(f"layers{k + 1}")  # type: ignore[assignment]
-            maps.append(stages[0](maps[-1]))
+            hidden = maps[-1]
+            if self.residual_blocks:  # in MONAI's memory layout, which decides about the last digits
+                hidden = self._layer(f"layers{k + 1}c")(hidden.contiguous())
+                hidden = hidden.contiguous(memory_format=torch.channels_last_3d)
+            maps.append(self._layer(f"layers{k + 1}")(hidden))
         return [channel_norm(each) for each in maps] if normalize else maps
+
+    def _layer(self, name: str) -> nn.Module:
+        layers: nn.ModuleList = self.get_submodule(name)  # type: ignore[assignment]
+        return layers[0]
 
     def tokens(self, vol_B1DHW: Tensor) -> Tensor:
         """Encode to tokens ``[B, N, E]``: the normalised last map in D-major order, projected where a head exists."""
@@ -320,6 +333,7 @@ class SwinEncoder(VisionEncoder):
             "proj_dims": list(self.proj_dims),
             "out_channels": self.out_channels,
             "stride": list(self.stride),
+            **({"residual_blocks": True} if self.residual_blocks else {}),
         }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mg3d.datasets.tables import write_table
+from mg3d.files import write_csv
 from mg3d.phantoms.canvas import Grid
 from mg3d.phantoms.chest import ChestCase, render
 from mg3d.phantoms.findings import draw_lesion
@@ -67,7 +67,7 @@ def write_cc_ccii(
         held = [row for row in rows if int(str(row[3])) % folds == fold]
         rest = [row for row in rows if int(str(row[3])) % folds != fold]
         for name, part_rows in (("train", rest), ("valid", held)):
-            write_table(root / f"CC_CCII_fold{fold}_{name}.csv", SPLIT_COLUMNS, part_rows)
+            write_csv(root / f"CC_CCII_fold{fold}_{name}.csv", SPLIT_COLUMNS, part_rows)
 
 
 def _write_patient(

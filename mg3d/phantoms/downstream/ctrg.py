@@ -8,13 +8,13 @@ python -m mg3d.phantoms.downstream.ctrg --out DIR --studies 300 --seed 1
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mg3d.datasets.labels import CHEXBERT_LABELS
+from mg3d.files import write_csv
 from mg3d.phantoms.ctrg_layout import write_annotation, write_slices
 from mg3d.phantoms.findings import FINDINGS
 from mg3d.phantoms.studies import Study, plan_studies
@@ -79,10 +79,8 @@ def finding_codes(study: Study) -> list[int]:
 
 
 def _write_table(path: Path, names: Sequence[str], codes: Sequence[Sequence[int]], studies: Sequence[Study]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", *names])
-        writer.writerows([study.patient, *row] for study, row in zip(studies, codes, strict=True))
+    rows = ([study.patient, *row] for study, row in zip(studies, codes, strict=True))
+    write_csv(path, ["id", *names], rows)
 
 
 def main() -> None:

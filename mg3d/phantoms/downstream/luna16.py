@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mg3d.datasets.tables import write_table
+from mg3d.files import write_csv
 from mg3d.phantoms.canvas import Canvas, Grid, Placement, Point, smooth_noise
 from mg3d.phantoms.downstream.meta_image import write_mhd
 
@@ -78,8 +78,8 @@ def write_luna16(
                 (scan.uid, *world.xyz(c), 1) for c in found
             ]
             candidates += [rows[k] for k in rng.permutation(len(rows))]
-    write_table(root / "candidates.csv", CANDIDATE_COLUMNS, candidates)
-    write_table(root / "annotations.csv", ANNOTATION_COLUMNS, annotations)
+    write_csv(root / "candidates.csv", CANDIDATE_COLUMNS, candidates)
+    write_csv(root / "annotations.csv", ANNOTATION_COLUMNS, annotations)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mg3d.datasets.tables import write_table
+from mg3d.files import write_csv
 from mg3d.phantoms.canvas import Grid
 from mg3d.phantoms.chest import ChestCase, render
 from mg3d.phantoms.downstream.meta_image import write_mha
@@ -49,4 +49,4 @@ def write_stoic2021(
         tags = {"PatientAge": f"{int(rng.integers(25, 90)):03d}Y", "PatientSex": "MF"[int(rng.integers(2))]}
         write_mha(folder / f"{patient}.mha", hu, (z, y, x), tuple(rng.uniform(-250, 0, 3).round(1)), tags)
         rows.append((patient, covid, severe))
-    write_table(root / "metadata" / "reference.csv", REFERENCE_COLUMNS, rows)
+    write_csv(root / "metadata" / "reference.csv", REFERENCE_COLUMNS, rows)

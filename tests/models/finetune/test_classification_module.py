@@ -21,7 +21,7 @@ from mg3d.models.finetune.case_rows import case_row, gather_rows, rows_to_arrays
 from mg3d.models.finetune.classification import ClassificationModule, classification_loss
 from mg3d.models.finetune.figures import figures, monitored
 from mg3d.models.vision_encoders.unet import AlwaysBatchNorm3d
-from mg3d.training.callbacks import ExactResume
+from mg3d.training.exact_resume import CatchUp, ExactResume
 
 WIDE = (64, 64, 32)
 
@@ -266,7 +266,8 @@ class SaveAt(Callback):
 def run_to(step: int, cfg: Any, splits: Any, checkpoint: Path | None = None, *extra: Callback) -> Any:
     what = task(augment=flip_and_shift, balance="class", monitor="accuracy")
     module = build(cfg, what, steps=5)
-    runner = trainer(max_steps=step, callbacks=[ExactResume(), *extra])
+    exact = ExactResume()
+    runner = trainer(max_steps=step, callbacks=[exact, *extra, CatchUp(exact)])
     runner.fit(module, data(cfg, what, splits), ckpt_path=checkpoint and str(checkpoint), weights_only=True)
     return module, {name: float(value) for name, value in runner.callback_metrics.items()}
 

@@ -68,8 +68,8 @@ def test_our_encoder_in_swin_unetr_gives_monais_logits(order: str) -> None:
     other.load_state_dict(theirs.state_dict())  # strictly, MONAI's index buffers included
 
 
-def test_a_released_swin_b_loads_126_of_159_entries(shared_dir: Path, tmp_path: Path) -> None:
-    whole = manifest_state(shared_dir)
+def test_a_released_swin_b_loads_126_of_159_entries(reference_dir: Path, tmp_path: Path) -> None:
+    whole = manifest_state(reference_dir)
     state = {key: value for key, value in whole.items() if key.startswith("vision_encoder.")}
     extra = {f"unrelated.{k}.weight": torch.zeros(2) for k in range(20)}
     for name, content in (
