@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mg3d.errors import ConfigError, DataError
+from mg3d.files import visible_files
 from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, SegmentationTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.decathlon import listed_splits
@@ -68,7 +69,7 @@ def read_cases(folder: Path, part: str = "Tr") -> list[Case]:
         DataError: no frame there.
     """
     found = [
-        match for path in sorted((folder / f"images{part}").glob("*.nii.gz")) if (match := IMAGE.fullmatch(path.name))
+        match for path in visible_files(folder / f"images{part}", "*.nii.gz") if (match := IMAGE.fullmatch(path.name))
     ]
     if not found and part == "Tr":
         raise DataError("no imagesTr/*_0000.nii.gz", NO_DATA, path=str(folder))

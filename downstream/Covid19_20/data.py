@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mg3d.errors import DataError
-from mg3d.files import write_csv
+from mg3d.files import visible_files, write_csv
 from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, SegmentationTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.scan_checks import check_pairs, problem, problem_of, unexpected_files
@@ -47,7 +47,7 @@ def read_cases(root: Path) -> list[Case]:
         DataError: no pair in any of the places where the archive may have been unpacked.
     """
     folder = _folder(root)
-    names = sorted(path.name for path in folder.glob("*_ct.nii.gz")) if folder.is_dir() else []
+    names = [path.name for path in visible_files(folder, "*_ct.nii.gz")]
     found = [match for match in map(PAIR.fullmatch, names) if match]
     if not found:
         what = "no volume-covid19-*_ct.nii.gz here, nor in Train"
@@ -99,7 +99,7 @@ def write_phantom(root: Path, seed: int) -> None:
 
 
 def _folder(root: Path) -> Path:
-    return next((root / place for place in FOLDERS if any((root / place).glob("*_ct.nii.gz"))), root)
+    return next((root / place for place in FOLDERS if visible_files(root / place, "*_ct.nii.gz")), root)
 
 
 BENCHMARK = Benchmark(

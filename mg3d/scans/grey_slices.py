@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mg3d.errors import DataError
+from mg3d.files import visible_files
 from mg3d.scans.byte_stream import digest_of_files
 
 SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -54,7 +55,9 @@ def folder_slices(folder: Path) -> tuple[Path, ...]:
     Raises:
         DataError: there is none.
     """
-    return sort_slices([file for file in folder.iterdir() if file.suffix.lower() in SLICE_SUFFIXES], str(folder))
+    return sort_slices(
+        [file for file in visible_files(folder, "*") if file.suffix.lower() in SLICE_SUFFIXES], str(folder)
+    )
 
 
 class SliceFiles(Sequence[np.ndarray]):
