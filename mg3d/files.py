@@ -37,7 +37,6 @@ __all__ = [
     "id_key",
     "read_csv",
     "read_text",
-    "visible_files",
     "write_csv",
 ]
 
@@ -346,16 +345,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def visible_files(folder: Path, pattern: str) -> list[Path]:
-    """Sorted files of a pattern without hidden ones, such as the ``._NAME`` companions that macOS leaves in archives.
-
-    Args:
-        folder: where to look; may be absent.
-        pattern: as for :meth:`pathlib.Path.glob`.
-    """
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def id_key(name: str) -> str:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mg3d.errors import ConfigError, DataError
-from mg3d.files import visible_files
 from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, SegmentationTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.decathlon import listed_splits
 from mg3d.finetuning.scan_checks import check_pairs, missing_names, problem_of, unexpected_files
 from mg3d.finetuning.segmentation_keys import SHORT_SEGMENTATION
 from mg3d.finetuning.splits import nested_splits, patient_kfold
+from mg3d.paths import visible_files
 from prepare import LABELS, convert, find_patients, frames
 
 DATASET = "Dataset027_ACDC"

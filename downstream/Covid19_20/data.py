@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mg3d.errors import DataError
-from mg3d.files import visible_files, write_csv
+from mg3d.files import write_csv
 from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, SegmentationTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.scan_checks import check_pairs, problem, problem_of, unexpected_files
 from mg3d.finetuning.segmentation_keys import LESIONS_IN_CT, SHORT_SEGMENTATION
 from mg3d.finetuning.splits import contiguous_blocks, nested_splits
+from mg3d.paths import visible_files
 
 FOLDERS = ("Train", "COVID-19-20_v2/Train", "")
 PAIR = re.compile(r"volume-covid19-(?P<id>(?P<patient>A-\d+)(_\d+)?)_(?P<kind>ct|seg)\.nii\.gz")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg3d.files import visible_files
 from mg3d.finetuning.nodule_tables import read_candidates, table_path
 from mg3d.finetuning.prepared import Job, file_digest, prepare_arrays, prepared_folder
+from mg3d.paths import visible_files
 
 if TYPE_CHECKING:
     from mg3d.finetuning.config import FinetuneConfig

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from mg3d.errors import ConfigError, DataError
-from mg3d.files import visible_files
 from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, SegmentationTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.decathlon import read_listing
 from mg3d.finetuning.scan_checks import check_pairs, check_scan, missing_names, problem_of, unexpected_files
 from mg3d.finetuning.segmentation_keys import LESIONS_IN_CT, SHORT_SEGMENTATION
 from mg3d.finetuning.splits import contiguous_blocks, nested_splits
+from mg3d.paths import visible_files
 
 FOLDERS = {"lung": "Task06_Lung", "colon": "Task10_Colon"}
 LUNG = SegmentationTask(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg3d.datasets.fitting import centred_start, cut_block, resize_linear, window_to_unit
-from mg3d.files import visible_files
 from mg3d.finetuning.prepared import Job, prepare_arrays, prepared_folder
+from mg3d.paths import visible_files
 
 if TYPE_CHECKING:
     from mg3d.finetuning.config import FinetuneConfig

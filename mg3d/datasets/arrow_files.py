@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from mg3d.errors import DataError
-from mg3d.files import visible_files
+from mg3d.paths import visible_files
 
 _SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.arrow$")
 

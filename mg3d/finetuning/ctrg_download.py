@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mg3d.errors import DataError
-from mg3d.files import read_csv, visible_files
+from mg3d.files import read_csv
 from mg3d.finetuning.scan_checks import unreadable
+from mg3d.paths import visible_files
 from mg3d.scans.grey_slices import SLICE_SUFFIXES
 
 __all__ = ["image_problems", "name_of", "read_annotation", "read_finding_codes"]

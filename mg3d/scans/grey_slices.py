@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mg3d.errors import DataError
-from mg3d.files import visible_files
+from mg3d.paths import visible_files
 from mg3d.scans.byte_stream import digest_of_files
 
 SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")

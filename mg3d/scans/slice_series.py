@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mg3d.datasets.fitting import linear_taps
 from mg3d.errors import DataError
-from mg3d.files import visible_files
+from mg3d.paths import visible_files
 from mg3d.scans.grey_slices import natural_key
 
 __all__ = ["DEPTH_RULES", "SliceSeries", "find_series", "read_slices", "series_to_array"]

@@ -10,7 +10,7 @@ from typing import Final
 from mg3d.datasets.arrow_files import find_arrow_files
 from mg3d.datasets.arrow_schema import SPLITS
 from mg3d.errors import DataError
-from mg3d.files import visible_files
+from mg3d.paths import visible_files
 from prepro.manifest import SUFFIX, read_head
 from prepro.verification.arrows import FILE_NAME, ArrowResult
 from prepro.verification.findings import Finding, bare_message, finding
