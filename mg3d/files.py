@@ -34,7 +34,6 @@ __all__ = [
     "id_key",
     "read_csv",
     "read_text",
-    "visible_files",
     "write_csv",
 ]
 
@@ -118,22 +117,20 @@ def read_csv(
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=named[1] if named else _separator(text, separators), strict=True
     )
-    first, number = 1 + bool(named), 0
-    found, strays = [], ""
+    number = bool(named) + 0
+    first, found, first_stray = number + 1, [], 0
     try:
         for number, cells in enumerate(reader, start=first):
-            here = "".join(_STRAY.findall("".join(cells)))
-            if here and not strays:
+            if not first_stray and _STRAY.search("".join(cells)):
                 first_stray = number
-            strays += here
             found.append([_as_text(cell) for cell in cells])
     except csv.Error as problem:
         what = f"row {number + 1} is not readable ({problem})"
         raise DataError(what, "repair the quotes of the table", path=str(path)) from None
-    if strays:
-        raise _not_utf8(strays, f"row {first_stray}", path)
+    if first_stray:
+        raise _not_utf8(text, f"row {first_stray}", path)
     header = tuple(name.strip() for name in found[0]) if found else ()
-    _check_header(header, columns, path)
+    _check_header(header, tuple(columns), path)
     numbered = [(n, cells) for n, cells in enumerate(found[1:], start=first + 1) if any(map(str.strip, cells))]
     rows = tuple(_row(n, cells, header, whole_rows, path) for n, cells in numbered)
     return Table(path, header, rows, tuple(n for n, _ in numbered), used)
@@ -149,13 +146,17 @@ def _separator(text: str, separators: Iterable[str]) -> str:
     return max(separators, key=cells)
 
 
-def _check_header(header: tuple[str, ...], columns: Iterable[str], path: Path) -> None:
+def _check_header(header: tuple[str, ...], columns: Sequence[str], path: Path) -> None:
     counts = Counter(header)
-    for name in columns:
-        if counts[name] != 1:
-            what = "is missing" if not counts[name] else "is there twice"
-            shown = ", ".join(header[:MAX_LISTED]) + (" ..." if len(header) > MAX_LISTED else "")
-            raise DataError(f"column {name!r} {what}", f"columns found: {shown or 'none'}", path=str(path))
+    shown = ", ".join(header[:MAX_LISTED]) + (" ..." if len(header) > MAX_LISTED else "")
+    for what, wrong in (
+        ("missing", [name for name in columns if not counts[name]]),
+        ("there twice", [name for name in columns if counts[name] > 1]),
+    ):
+        if wrong:
+            names = ", ".join(map(repr, wrong[:MAX_LISTED]))
+            subject = f"column {names} is" if len(wrong) == 1 else f"columns {names} are"
+            raise DataError(f"{subject} {what}", f"columns found: {shown or 'none'}", path=str(path))
 
 
 def _row(number: int, cells: list[str], header: tuple[str, ...], whole: bool, path: Path) -> dict[str, str]:
@@ -320,16 +321,6 @@ def _safe(cell: object) -> object:
 def _as_text(cell: str) -> str:
     """Undo :func:`_safe`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def visible_files(folder: Path, pattern: str) -> list[Path]:
-    """Sorted files of a pattern without hidden ones, such as the ``._NAME`` companions that macOS leaves in archives.
-
-    Args:
-        folder: where to look; may be absent.
-        pattern: as for :meth:`pathlib.Path.glob`.
-    """
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def id_key(name: str) -> str:

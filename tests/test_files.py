@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mg3d.errors import DataError, OutputError
-from mg3d.files import csv_text, decode_text, id_key, read_csv, read_text, visible_files, write_csv
+from mg3d.files import csv_text, decode_text, id_key, read_csv, read_text, write_csv
+from mg3d.paths import visible_files
 
 TURKISH = "id;findings\n1;Göğüs duvarı, işlem İyi\n"
 

@@ -18,6 +18,7 @@ from mg3d.finetuning.benchmark import Benchmark, Case, ReportTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.ctrg_download import image_problems, name_of
 from mg3d.finetuning.key_ranges import check_report_keys
+from mg3d.paths import confined_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +55,10 @@ def annotation_path(cfg: FinetuneConfig) -> Path:
 
 def read_annotation(cfg: FinetuneConfig) -> dict[str, list[dict[str, Any]]]:
     """Entries of the three lists, each with id, report and image_path."""
-    return ctrg_download.read_annotation(annotation_path(cfg))
+    lists = ctrg_download.read_annotation(annotation_path(cfg))
+    for entry in (entry for part in lists.values() for entry in part):
+        _image_of(entry, Path(cfg.data_root))
+    return lists
 
 
 def read_labels(cfg: FinetuneConfig) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
@@ -74,7 +78,7 @@ def read_labels(cfg: FinetuneConfig) -> tuple[tuple[str, ...], dict[str, tuple[f
 def _image_of(entry: dict[str, Any], root: Path) -> Path:
     """The NIfTI file, or the folder of the slices."""
     listed = entry["image_path"]
-    return root / listed if isinstance(listed, str) else (root / listed[0]).parent
+    return confined_path(root, listed) if isinstance(listed, str) else confined_path(root, listed[0]).parent
 
 
 def _cases(entries: list[dict[str, Any]], cfg: FinetuneConfig, labels: dict[str, tuple[float, ...]]) -> list[Case]:
