@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
+from mg3d.files import atomic_path
 from prepro.verification.findings import KINDS, SEVERITIES, Finding, Severity
 
 MAX_SHOWN: Final = 10
@@ -108,4 +109,5 @@ def write_json(report: Report, path: Path, exit_code: int, paths: list[str]) -> 
         "findings": [item.to_json() for item in report.findings],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
