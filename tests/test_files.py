@@ -176,6 +176,11 @@ def test_numbers_are_written_as_they_are_and_absent_cells_empty() -> None:
     assert csv_text(["a", "b"], [{"a": -0.5, "c": 1}, {"b": None, "a": 3}]) == "a,b\n-0.5,\n3,\n"
 
 
+def test_names_with_bytes_that_are_no_text_are_written_too(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ["id"], [[os.fsdecode(b"scan\xff.nii")]])
+    assert read_csv(tmp_path / "t.csv").rows == ({"id": "scan\\udcff.nii"},)
+
+
 def test_a_table_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "out.csv"
     write_csv(path, ["a"], [["old"]])
