@@ -48,6 +48,7 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _WORKBOOKS: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")
+_NO_FILES: Final = ("undefined", "idna", "punycode", "unicode-escape", "raw-unicode-escape")
 _CODE_PAGES: Final = ("cp1252", "cp1254", "cp1250", "cp1251")
 _NAME_ONE: Final = (
     "save it as UTF-8, or name its encoding where the command has --encoding (cp1254 Turkish, cp1252 Western ...)"
@@ -265,10 +266,13 @@ def add_encoding_option(add: Callable[..., object]) -> None:
 
 def _encoding_name(text: str) -> str:
     try:
-        b"".decode(text or "utf-8")  # refuses what is no text encoding, such as rot13
-        return codecs.lookup(text).name if text else ""
-    except (LookupError, UnicodeError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no text encoding, such as cp1254") from None
+        "x".encode(text or "utf-8")  # refuses what is no text encoding, such as rot13
+        name = codecs.lookup(text).name if text else ""
+    except (LookupError, ValueError):
+        name = _NO_FILES[0]
+    if name.replace("_", "-") in _NO_FILES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no encoding of files, such as cp1254")
+    return name
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Cells]) -> None:
@@ -314,7 +318,7 @@ def _lines(columns: Sequence[str], rows: Iterable[Cells]) -> Iterator[str]:
 def _safe(cell: object) -> object:
     if cell is None or isinstance(cell, (int, float)):
         return cell
-    text = str(cell)
+    text = str(cell).encode("utf-8", "backslashreplace").decode()  # names of files may hold bytes that are no text
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 

@@ -9,7 +9,7 @@ from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, SegmentationTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.decathlon import read_listing
-from mg3d.finetuning.scan_checks import check_pairs, check_scan, missing_names, problem_of, unexpected_files
+from mg3d.finetuning.scan_checks import check_pairs, check_scan, missing_names, problem, problem_of, unexpected_files
 from mg3d.finetuning.segmentation_keys import LESIONS_IN_CT, SHORT_SEGMENTATION
 from mg3d.finetuning.splits import contiguous_blocks, nested_splits
 from mg3d.paths import visible_files
@@ -96,6 +96,9 @@ def check_data(cfg: FinetuneConfig) -> list[str]:
     images, labels = ({pair[place] for pair in listing.training} for place in (0, 1))
     parts = {"imagesTr": images, "labelsTr": labels, "imagesTs": set(listing.test)}
     lines = []
+    if listing.announced not in (None, len(listing.training)):
+        what = f"numTraining is {listing.announced}, but {len(listing.training)} pairs are listed"
+        lines.append(problem(folder / "dataset.json", what, "download it again"))
     for part, names in parts.items():
         lines += missing_names(folder / part, {path.name for path in (folder / part).glob("*")}, sorted(names))
         lines += unexpected_files(folder / part, names.__contains__)

@@ -184,6 +184,17 @@ def test_report_text_and_names_of_patients_stay_out_of_what_is_printed(
     assert not [word for word in ("Jane", "Roe", "1961", "4711", "lung") if word in printed]
 
 
+@pytest.mark.parametrize(
+    "name", ["nonsense", "rot13", "hex", "idna", "undefined", "unicode_escape", "raw_unicode_escape", "a\0b"]
+)
+def test_what_is_no_encoding_is_refused_before_anything_is_read(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        pack(["own", "--table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), "--encoding", name])
+    assert ended.value.code == 2 and "--encoding" in capsys.readouterr().err
+
+
 def test_the_json_report_says_what_the_exit_code_says(tmp_path: Path) -> None:
     path = table(tmp_path, rows_of([*scans(tmp_path, 1), "gone.nii.gz"], ["a", "b"]))
     for words, wanted in (((), 0), (("--strict",), 1)):
