@@ -243,7 +243,11 @@ def load_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: {problem}", "resume_from=last picks the newest checkpoint that verifies")
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except pickle.UnpicklingError as error:  # its own message advises to switch safe loading off
+        raise CheckpointError(
+            f"{path} is refused: it holds more than tensors and plain types", "give one written by this project"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is refused: {reason}", "only tensors and plain types are loaded") from error
     if not isinstance(content, dict):
