@@ -240,6 +240,7 @@ def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], door: str, 
         assert "Traceback" not in told and len(told.splitlines()) <= 5 and "mend:" in told
     expected = message if door != "read_folder" else f"{message}|damaged|other tensors|has no model|truncated"
     assert re.search(expected, told), told
+    assert "weights_only" not in told and "trust" not in told
     assert not (tmp_path / "marker").exists()
 
 
