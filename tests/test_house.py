@@ -69,7 +69,7 @@ def test_no_unsafe_call_no_private_place_no_long_file(repository: Path) -> None:
     for name, text in texts.items():
         assert not UNSAFE.search(text), name
         assert not PRIVATE_PLACE.search(text), name
-        assert len(text.splitlines()) <= 400, name
+        assert len(text.splitlines()) <= 500, name
 
 
 @pytest.mark.parametrize("line", ["pickle.load(f)", "x = eval(a)", "os.system(a)", "run(a, shell=True)", "text=True"])
