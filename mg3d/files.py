@@ -54,7 +54,7 @@ _NAME_ONE: Final = (
     "save it as UTF-8, or name its encoding where the command has --encoding (cp1254 Turkish, cp1252 Western ...)"
 )
 _STRAY: Final = re.compile("[\udc80-\udcff]")
-_SEPARATOR_LINE: Final = re.compile(r"sep=(.)\r?\n")
+_SEPARATOR_LINE: Final = re.compile(r"sep=([,;|\t])\r?\n")
 _NUMBER: Final = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|nan)", re.ASCII | re.IGNORECASE)
 _FORMULA: Final = re.compile("'*(?:[\t\r\n]|\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20])")
 _REWRITTEN: Final = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
@@ -191,7 +191,7 @@ def _bytes(path: Path, missing: str, remedy: str) -> bytes:
     except OSError as problem:
         raise DataError(f"not readable ({problem.strerror})", "check its permissions", path=str(path)) from None
     if data.startswith(_WORKBOOKS):
-        raise DataError("is a workbook or an archive, no text", "save it as CSV in UTF-8", path=str(path))
+        raise DataError("is no text, but a workbook or an archive", "save it as CSV or text in UTF-8", path=str(path))
     return data
 
 
