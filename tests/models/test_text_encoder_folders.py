@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -290,3 +291,32 @@ def test_main_py_refuses_them_before_training(repository: Path, tmp_path: Path) 
         )
         assert done.returncode == 2 and "Traceback" not in done.stderr, (name, done.stderr[-2000:])
         assert str(place) in done.stderr and "mend:" in done.stderr, (name, done.stderr[-2000:])
+
+
+@pytest.mark.slow
+def test_a_hub_that_takes_the_call_and_never_answers_is_given_up(repository: Path, tmp_path: Path) -> None:
+    words = make_job(tmp_path / "job")
+    training = ["main.py", "with", "task_pretrain_mg3d", "tiny", *words, "tokenizer=mg3d-tests/not-a-model"]
+    training += ["max_steps=1", "num_gpus=0", f"log_dir={tmp_path / 'out'}", "vocab_size=None", "evaluate=False"]
+    loading = "import sys\nfrom mg3d import load_model\nfrom mg3d.errors import MG3DError\n"
+    loading += "try:\n    load_model('mg3d-tests/not-a-model')\nexcept MG3DError as error:\n    sys.exit(str(error))"
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(16)
+        environ = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+        for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            environ.pop(switch, None)
+        environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{deaf.getsockname()[1]}", "HF_HOME": str(tmp_path / "cache")}
+        environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(repository)}
+        for command, code in ((training, 2), (["-c", loading], 1)):
+            done = subprocess.run(
+                [sys.executable, *command],
+                cwd=repository,
+                env=environ,
+                capture_output=True,
+                encoding="utf-8",
+                check=False,
+                timeout=300,
+            )
+            assert done.returncode == code and "Traceback" not in done.stderr, done.stderr[-2000:]
+            assert "did not answer within" in done.stderr and "local" in done.stderr

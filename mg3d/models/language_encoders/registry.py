@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HUB_DEADLINE_S = 5.0
+HUB_DEADLINE_S = 4.0
 """Seconds the hub gets to answer at all."""
 
 PROGRAM_OF_BERT, TOKENIZER_OF_BERT = "cxr-bert", "CXRBertTokenizer"
