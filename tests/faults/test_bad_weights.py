@@ -310,9 +310,10 @@ def test_main_py_refuses_them_as_initial_weights_and_as_resume(
             told = [line for line in done.stderr.splitlines() if line.startswith(("error:", "  mend:"))]
             assert "Traceback" not in done.stderr and len(told) == 2, (name, key, done.stderr[-2000:])
     assert not (tmp_path / "marker").exists()
-    wide = main_py(
-        repository, [*job, f"log_dir={tmp_path / 'wide'}", f"resume_from={last}", "vision_encoder_options.embed_dim=24"]
-    )
+    words = [*job, f"resume_from={last}", "vision_encoder_options.embed_dim=24"]
+    refused = main_py(repository, [*words, f"log_dir={tmp_path / 'other'}"])
+    assert refused.returncode == 2 and "embed_dim=24, in the checkpoint 12" in refused.stderr, refused.stderr[-2000:]
+    wide = main_py(repository, [*words, f"log_dir={tmp_path / 'wide'}", "resume_allow=[vision_encoder_options]"])
     assert wide.returncode == 2 and "tensors of another shape" in wide.stderr, wide.stderr[-2000:]
     again = main_py(repository, [*job, f"log_dir={tmp_path / 'again'}", "max_steps=3", f"resume_from={last}"])
     assert again.returncode == 0, again.stderr[-2000:]
