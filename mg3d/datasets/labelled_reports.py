@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from mg3d.atomic import write_text_atomically
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.errors import DataError
 
@@ -87,7 +88,7 @@ def write_labelled_reports(path: Path, reports: LabelledReports) -> None:
     writer.writerow([ID_COLUMN, TEXT_COLUMN, *reports.names])
     for name, text, row in zip(reports.ids, reports.texts, reports.labels, strict=True):
         writer.writerow([name, text, *(int(value) for value in row)])
-    path.write_text(stream.getvalue(), encoding="utf-8", newline="")
+    write_text_atomically(path, stream.getvalue())
 
 
 def split_report(text: str) -> list[str]:
