@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mg3d.atomic import write_text_atomically
 from mg3d.datasets.keyword_labels import findings_by_keywords
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.datasets.report_vocabulary import MAX_TOKENS, MIN_COUNT, ReportVocabulary, clean_published
@@ -164,7 +165,7 @@ def write_results(cfg: FinetuneConfig, run_dir: Path, rows: Sequence[Mapping[str
     """The table of the published code: ``generated.json`` with filename, prediction, ground_truth."""
     column = "reference" if cfg.protocol == "clean" else "reference_published"
     table = [{"filename": row["id"], "prediction": row["hypothesis"], "ground_truth": row[column]} for row in rows]
-    (run_dir / "generated.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text_atomically(run_dir / "generated.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_phantom(root: Path, seed: int) -> None:

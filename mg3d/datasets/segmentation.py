@@ -207,7 +207,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
                     raise
                 bad.append(BadSample(candidate, str(error)))
         if self.train:
-            raise DataError(f"{len(bad)} cases one after another cannot be read, the last: {bad[-1].reason}")
+            message = f"{len(bad)} cases one after another cannot be read, the last: {bad[-1].reason}"
+            raise DataError(message, "list everything that is wrong with --check-data")
         return bad[-1]
 
     def _candidates(self, row: int) -> list[int]:
