@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def train(folder: Path, rows: int, leak: bool) -> None:
     from mg3d.config_schema import resolve_config
     from mg3d.training.trainer import Task, run
 
+    multiprocessing.set_start_method("fork", force=True)  # loader workers as in a run from the shell
     keys: dict[str, Any] = dict(word.partition("=")[::2] for word in make_job(folder, rows=rows))
     keys |= {
         "text_encoder_random_init": True, "vocab_size": len(VOCAB), "image_size": [32, 32, 64], "max_text_len": 40,

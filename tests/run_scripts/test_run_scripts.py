@@ -67,8 +67,12 @@ def test_scripts_are_short_and_pass_shellcheck(repository: Path) -> None:
     for name in SCRIPTS:
         assert len((repository / "run_scripts" / name).read_text().splitlines()) <= 30, name
     checker = Path(sys.executable).with_name("shellcheck")
+    every = subprocess.run(
+        ["git", "ls-files", "*.sh", ".ci/run"], cwd=repository, capture_output=True, encoding="utf-8", check=True
+    ).stdout.split()
+    assert {*(f"run_scripts/{name}" for name in SCRIPTS), ".ci/run"} <= set(every)
     done = subprocess.run(
-        [str(checker), "-x", "-P", "SCRIPTDIR", *(str(repository / "run_scripts" / name) for name in SCRIPTS)],
+        [str(checker), "-x", "-P", "SCRIPTDIR", *(str(repository / name) for name in every)],
         capture_output=True, encoding="utf-8", timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -99,12 +103,23 @@ def test_without_a_virtual_environment_one_is_made(stage: Stage) -> None:
     assert stage.run("pretrain.sh", "tiny", VIRTUAL_ENV="")[-1].startswith("<python><main.py><with>")
 
 
-def test_words_are_passed_as_they_are(stage: Stage) -> None:
-    odd = "data_root=/data/a demo $(touch $HOME/made) 'quoted' \"twice\" ; task_b"
-    calls = stage.run("pretrain.sh", odd, "num_gpus=0")
-    assert calls[-1].startswith(f"<python><main.py><with><task_pretrain_mg3d><{odd}><num_gpus=0>")
-    assert calls[0].startswith("<python><main.py><check><with>") and len(calls) == 2
-    assert not (stage.home / "made").exists()
+ODD = [
+    "data_root=/data/a demo $(touch $HOME/made) 'quoted' \"twice\" ; task_b",
+    "data_root=`touch $HOME/made`",
+    "data_root=a && touch $HOME/made",
+    "data_root=*? [a-z] {a,b} ~ \\ %s !x #y",
+    "data_root=two\nlines\tand tabs",
+    "data_root=Röntgen 肺",
+    "data_root=-n",
+]
+
+
+@pytest.mark.parametrize("script", ["pretrain.sh", "finetune.sh", "pretrain_multi_gpus.sh"])
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_odd_words_do_nothing_and_arrive_as_they_are(stage: Stage, script: str, odd: str) -> None:
+    calls = "\n".join(stage.run(script, odd, "num_gpus=0"))
+    assert calls.count(f"<{odd}>") == 2, "once to be checked, once to be run"
+    assert not (stage.home / "made").exists() and not (stage.root / "made").exists()
 
 
 @pytest.mark.parametrize("task", ["task_pretrain_ptunifier", "result/run/config.json"])
