@@ -176,9 +176,14 @@ def save_file(content: Mapping[str, Any], path: Path, note: str = "") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, REMEDY, needed=needed, mode=0o600) as temporary:
         digest = _write_temporary(safe, temporary)
-        previous = read_sidecar(path)[0] if path.exists() else []
-        _write_sidecar(path, [digest, *previous[:1]], note)
+        _write_sidecar(path, [digest, *_present_digest(path)], note)
     _write_sidecar(path, [digest], note)
+
+
+def _present_digest(path: Path) -> list[str]:
+    """The digest of the file that is there; a kill before the rename leaves a sidecar with one that never came."""
+    known = read_sidecar(path)[0] if path.is_file() else []
+    return known if len(known) < 2 else [file_digest(path)]
 
 
 def _write_temporary(safe: Any, temporary: Path) -> str:

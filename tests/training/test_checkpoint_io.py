@@ -207,6 +207,28 @@ def test_newest_skips_what_does_not_verify_and_says_why(tmp_path: Path) -> None:
         newest_checkpoint([newer, older])
 
 
+def test_two_kills_before_the_rename_leave_the_old_file_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    save_file(content(step=1), path)
+    replace = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if str(target).endswith(".ckpt"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(checkpoint_io.os, "replace", killed)
+    for step in (2, 3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            save_file(content(step=step), path)
+        assert check_file(path) == "" and load_file(path)["global_step"] == 1
+    monkeypatch.undo()
+    save_file(content(step=5), path)
+    assert load_file(path)["global_step"] == 5 and len(read_sidecar(path)[0]) == 1
+
+
 def test_removal_takes_the_sidecar_along_and_leftovers_are_cleared(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     save_file(content(), path)
