@@ -100,9 +100,11 @@ def _failed_write(error: Exception, path: Path, remedy: str, needed: str) -> Out
     hidden = _HIDDEN_BY_LIBRARIES.search(str(error))
     if isinstance(error, OSError):
         code = error.errno or errno.ENOSPC  # NumPy and Pillow give no number when a file takes less than they write
-        name = error.filename
-        if isinstance(error, BrokenPipeError) or (name is not None and not _belongs(os.fsdecode(name), path)):
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+        ours = not names or any(_belongs(name, path) for name in names)
+        if isinstance(error, BrokenPipeError) or not (ours or code in FULL):
             return None
+        path = path if ours else Path(names[-1])
     elif isinstance(error, MG3DError) or hidden is None:
         return None
     else:  # torch and safetensors put another error in the place of the operating system's

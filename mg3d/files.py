@@ -34,7 +34,6 @@ __all__ = [
     "id_key",
     "read_csv",
     "read_text",
-    "visible_files",
     "write_csv",
 ]
 
@@ -49,12 +48,13 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _WORKBOOKS: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")
+_NO_FILES: Final = ("undefined", "idna", "punycode", "unicode-escape", "raw-unicode-escape")
 _CODE_PAGES: Final = ("cp1252", "cp1254", "cp1250", "cp1251")
 _NAME_ONE: Final = (
     "save it as UTF-8, or name its encoding where the command has --encoding (cp1254 Turkish, cp1252 Western ...)"
 )
 _STRAY: Final = re.compile("[\udc80-\udcff]")
-_SEPARATOR_LINE: Final = re.compile(r"sep=(.)\r?\n")
+_SEPARATOR_LINE: Final = re.compile(r"sep=([,;|\t])\r?\n")
 _NUMBER: Final = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|nan)", re.ASCII | re.IGNORECASE)
 _FORMULA: Final = re.compile("'*(?:[\t\r\n]|\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20])")
 _REWRITTEN: Final = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
@@ -118,22 +118,20 @@ def read_csv(
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=named[1] if named else _separator(text, separators), strict=True
     )
-    first, number = 1 + bool(named), 0
-    found, strays = [], ""
+    number = bool(named) + 0
+    first, found, first_stray = number + 1, [], 0
     try:
         for number, cells in enumerate(reader, start=first):
-            here = "".join(_STRAY.findall("".join(cells)))
-            if here and not strays:
+            if not first_stray and _STRAY.search("".join(cells)):
                 first_stray = number
-            strays += here
             found.append([_as_text(cell) for cell in cells])
     except csv.Error as problem:
         what = f"row {number + 1} is not readable ({problem})"
         raise DataError(what, "repair the quotes of the table", path=str(path)) from None
-    if strays:
-        raise _not_utf8(strays, f"row {first_stray}", path)
+    if first_stray:
+        raise _not_utf8(text, f"row {first_stray}", path)
     header = tuple(name.strip() for name in found[0]) if found else ()
-    _check_header(header, columns, path)
+    _check_header(header, tuple(columns), path)
     numbered = [(n, cells) for n, cells in enumerate(found[1:], start=first + 1) if any(map(str.strip, cells))]
     rows = tuple(_row(n, cells, header, whole_rows, path) for n, cells in numbered)
     return Table(path, header, rows, tuple(n for n, _ in numbered), used)
@@ -149,13 +147,17 @@ def _separator(text: str, separators: Iterable[str]) -> str:
     return max(separators, key=cells)
 
 
-def _check_header(header: tuple[str, ...], columns: Iterable[str], path: Path) -> None:
+def _check_header(header: tuple[str, ...], columns: Sequence[str], path: Path) -> None:
     counts = Counter(header)
-    for name in columns:
-        if counts[name] != 1:
-            what = "is missing" if not counts[name] else "is there twice"
-            shown = ", ".join(header[:MAX_LISTED]) + (" ..." if len(header) > MAX_LISTED else "")
-            raise DataError(f"column {name!r} {what}", f"columns found: {shown or 'none'}", path=str(path))
+    shown = ", ".join(header[:MAX_LISTED]) + (" ..." if len(header) > MAX_LISTED else "")
+    for what, wrong in (
+        ("missing", [name for name in columns if not counts[name]]),
+        ("there twice", [name for name in columns if counts[name] > 1]),
+    ):
+        if wrong:
+            names = ", ".join(map(repr, wrong[:MAX_LISTED]))
+            subject = f"column {names} is" if len(wrong) == 1 else f"columns {names} are"
+            raise DataError(f"{subject} {what}", f"columns found: {shown or 'none'}", path=str(path))
 
 
 def _row(number: int, cells: list[str], header: tuple[str, ...], whole: bool, path: Path) -> dict[str, str]:
@@ -189,7 +191,7 @@ def _bytes(path: Path, missing: str, remedy: str) -> bytes:
     except OSError as problem:
         raise DataError(f"not readable ({problem.strerror})", "check its permissions", path=str(path)) from None
     if data.startswith(_WORKBOOKS):
-        raise DataError("is a workbook or an archive, no text", "save it as CSV in UTF-8", path=str(path))
+        raise DataError("is no text, but a workbook or an archive", "save it as CSV or text in UTF-8", path=str(path))
     return data
 
 
@@ -264,10 +266,13 @@ def add_encoding_option(add: Callable[..., object]) -> None:
 
 def _encoding_name(text: str) -> str:
     try:
-        b"".decode(text or "utf-8")  # refuses what is no text encoding, such as rot13
-        return codecs.lookup(text).name if text else ""
-    except (LookupError, UnicodeError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no text encoding, such as cp1254") from None
+        "x".encode(text or "utf-8")  # refuses what is no text encoding, such as rot13
+        name = codecs.lookup(text).name if text else ""
+    except (LookupError, ValueError):
+        name = _NO_FILES[0]
+    if name.replace("_", "-") in _NO_FILES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no encoding of files, such as cp1254")
+    return name
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Cells]) -> None:
@@ -313,23 +318,13 @@ def _lines(columns: Sequence[str], rows: Iterable[Cells]) -> Iterator[str]:
 def _safe(cell: object) -> object:
     if cell is None or isinstance(cell, (int, float)):
         return cell
-    text = str(cell)
+    text = str(cell).encode("utf-8", "backslashreplace").decode()  # names of files may hold bytes that are no text
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def _as_text(cell: str) -> str:
     """Undo :func:`_safe`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def visible_files(folder: Path, pattern: str) -> list[Path]:
-    """Sorted files of a pattern without hidden ones, such as the ``._NAME`` companions that macOS leaves in archives.
-
-    Args:
-        folder: where to look; may be absent.
-        pattern: as for :meth:`pathlib.Path.glob`.
-    """
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def id_key(name: str) -> str:

@@ -26,10 +26,14 @@ class FileLock:
 
     Args:
         path: the lock file; made when needed, removed by the last holder.
+
+    Attributes:
+        certain: False once a request was granted on a file system that has no locks.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.certain = True
         self._descriptor = -1
 
     def acquire(self, *, shared: bool = False, wait: bool = False) -> bool:
@@ -55,6 +59,7 @@ class FileLock:
                     os.close(descriptor)
                     return False
                 logger.warning("%s: no locks here (%s): start no second run", self.path.parent, problem.strerror)
+                self.certain = False
             if self._is_current(descriptor):
                 self._descriptor = descriptor
                 _HELD.add(self)

@@ -147,7 +147,7 @@ def _enter(lock: FileLock, folder: Path, plan: Plan) -> None:
         return
     refuse_competitors(folder, plan)
     lock.sign(plan.digest)
-    stale = leftovers(folder, plan.corpus, {shard.name for shard in plan.shards})
+    stale = leftovers(folder, plan.corpus, {shard.name for shard in plan.shards}) if lock.certain else []
     for path in stale:
         path.unlink()
     if stale:

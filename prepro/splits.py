@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from mg3d.atomic import write_text_atomically
 from mg3d.datasets.seeding import draw_patients
 from mg3d.errors import DataError
 from mg3d.files import id_key
@@ -128,7 +129,7 @@ def refuse_overlaps(pairs: list[str], what: str, listing: Path | None = None) ->
         shown += " ..."
         if listing is not None:
             listing.parent.mkdir(parents=True, exist_ok=True)
-            listing.write_text("".join(f"{pair}\n" for pair in pairs), encoding="utf-8")
+            write_text_atomically(listing, "".join(f"{pair}\n" for pair in pairs))
             shown += f"; all of them in {listing}"
     remedy = "repair the split lists, --exclude one of each, or use --split-protocol reference to pack anyway"
     raise DataError(f"{len(pairs)} {what} in more than one split: {shown}", remedy)

@@ -18,10 +18,10 @@ if [[ -n "${SLURM_JOB_ID:-}" ]]; then
   NPROC=$((${SLURM_NTASKS:-$NNODES} / NNODES))
   export MASTER_ADDR="${MASTER_ADDR:-${list%%,*}}" MASTER_PORT="${MASTER_PORT:-$((15000 + SLURM_JOB_ID % 15000))}"
   launcher=(srun --job-name=mg3d --kill-on-bad-exit=1 python)
-  if [[ -n "${SLURM_STEP_ID:-}" ]] || ! command -v srun >/dev/null; then launcher=(python); fi # one of the tasks
+  # one of the tasks; steps from 4294967280 on are batch scripts and shells
+  if ((${SLURM_STEP_ID:-4294967291} < 4294967280)) || ! command -v srun >/dev/null; then launcher=(python); fi
 elif ((NNODES > 1)); then
-  launcher+=("--node-rank=${NODE_RANK:-0}" "--master-addr=${MASTER_ADDR:?HOST of node 0}")
-  launcher+=("--master-port=${MASTER_PORT:-29500}")
+  launcher+=("--node-rank=${NODE_RANK:-0}" "--master-addr=${MASTER_ADDR:?HOST of node 0}" "--master-port=${MASTER_PORT:-29500}")
 else
   launcher+=(--standalone)
 fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mg3d.errors import DataError, OutputError
-from mg3d.files import csv_text, decode_text, id_key, read_csv, read_text, visible_files, write_csv
+from mg3d.files import csv_text, decode_text, id_key, read_csv, read_text, write_csv
+from mg3d.paths import visible_files
 
 TURKISH = "id;findings\n1;Göğüs duvarı, işlem İyi\n"
 
@@ -174,6 +176,11 @@ def test_numbers_are_written_as_they_are_and_absent_cells_empty() -> None:
     assert csv_text(["a", "b"], [{"a": -0.5, "c": 1}, {"b": None, "a": 3}]) == "a,b\n-0.5,\n3,\n"
 
 
+def test_names_with_bytes_that_are_no_text_are_written_too(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ["id"], [[os.fsdecode(b"scan\xff.nii")]])
+    assert read_csv(tmp_path / "t.csv").rows == ({"id": "scan\\udcff.nii"},)
+
+
 def test_a_table_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "out.csv"
     write_csv(path, ["a"], [["old"]])
@@ -202,3 +209,14 @@ def test_ids_that_a_spreadsheet_rewrote_have_one_key(same: tuple[str, ...]) -> N
 def test_other_ids_have_other_keys() -> None:
     names = ["1", "10", "1.5", "-1", "p1", "p01", "1a", "1e3", "train_1", "train_01", ""]
     assert len({id_key(name) for name in names}) == len(names)
+
+
+def test_no_other_place_reads_or_writes_tables(repository: Path) -> None:
+    direct = re.compile(r"^\s*(?:import csv|from csv import)|\.to_csv\(|\bpd\.read_csv\(", re.MULTILINE)
+    listed = [
+        path for folder in ("mg3d", "prepro", "tools", "downstream") for path in (repository / folder).rglob("*.py")
+    ]
+    users = [
+        path.relative_to(repository).as_posix() for path in listed if direct.search(path.read_text(encoding="utf-8"))
+    ]
+    assert users == ["mg3d/files.py"]

@@ -84,10 +84,9 @@ def test_only_one_place_looks_for_the_outside_folder(repository: Path) -> None:
         assert not looks.search(path.read_text(encoding="utf-8")), path
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")])
-@pytest.mark.parametrize("hidden", [{}, {"MG3D_SHARED": ""}])
+@pytest.mark.parametrize(("workers", "hidden"), [((), {}), (("-n", "2"), {"MG3D_SHARED": ""})])
 def test_marked_tests_are_left_out_and_counted_last(
-    checkout: Path, hidden: dict[str, str], workers: tuple[str, ...]
+    checkout: Path, workers: tuple[str, ...], hidden: dict[str, str]
 ) -> None:
     done = run_pytest(checkout, *workers, **hidden)
     assert done.returncode == 0 and "2 passed" in done.stdout

@@ -5,8 +5,9 @@
     python tools/score_segmentation.py labelsTs/ predictions/ --out per_case.csv
 
 TRUTH and PRED are two label maps (NIfTI, NRRD, MetaImage, or what nibabel or SimpleITK open), or two folders whose
-files are matched by name. Both maps must lie on one grid: nothing is resampled, rescaled or rounded; another order or
-direction of the axes is undone exactly. Distances are in mm, from the voxel size of the truth.
+files are matched by name. Both maps must lie on one grid: nothing is resampled; another order or direction of the axes
+is undone exactly, and decimals within 0.001 of a whole number are rounded. Distances are in mm, from the voxel size of
+the truth.
 
 --definition deepmind   surfaces as triangles between voxels, weighted by area, as DeepMind's surface-distance (default)
 --definition monai      surfaces as voxels at the border, each counting the same, as MONAI's metrics

@@ -15,6 +15,7 @@ from mg3d.finetuning.decathlon import listed_splits
 from mg3d.finetuning.scan_checks import check_pairs, missing_names, problem_of, unexpected_files
 from mg3d.finetuning.segmentation_keys import SHORT_SEGMENTATION
 from mg3d.finetuning.splits import nested_splits, patient_kfold
+from mg3d.paths import visible_files
 from prepare import LABELS, convert, find_patients, frames
 
 DATASET = "Dataset027_ACDC"
@@ -68,7 +69,7 @@ def read_cases(folder: Path, part: str = "Tr") -> list[Case]:
         DataError: no frame there.
     """
     found = [
-        match for path in sorted((folder / f"images{part}").glob("*.nii.gz")) if (match := IMAGE.fullmatch(path.name))
+        match for path in visible_files(folder / f"images{part}", "*.nii.gz") if (match := IMAGE.fullmatch(path.name))
     ]
     if not found and part == "Tr":
         raise DataError("no imagesTr/*_0000.nii.gz", NO_DATA, path=str(folder))

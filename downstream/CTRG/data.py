@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mg3d.atomic import write_text_atomically
 from mg3d.datasets.keyword_labels import findings_by_keywords
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.datasets.report_vocabulary import MAX_TOKENS, MIN_COUNT, ReportVocabulary, clean_published
@@ -18,6 +19,7 @@ from mg3d.finetuning.benchmark import Benchmark, Case, ReportTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.ctrg_download import image_problems, name_of
 from mg3d.finetuning.key_ranges import check_report_keys
+from mg3d.paths import confined_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +56,10 @@ def annotation_path(cfg: FinetuneConfig) -> Path:
 
 def read_annotation(cfg: FinetuneConfig) -> dict[str, list[dict[str, Any]]]:
     """Entries of the three lists, each with id, report and image_path."""
-    return ctrg_download.read_annotation(annotation_path(cfg))
+    lists = ctrg_download.read_annotation(annotation_path(cfg))
+    for entry in (entry for part in lists.values() for entry in part):
+        _image_of(entry, Path(cfg.data_root))
+    return lists
 
 
 def read_labels(cfg: FinetuneConfig) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
@@ -74,7 +79,7 @@ def read_labels(cfg: FinetuneConfig) -> tuple[tuple[str, ...], dict[str, tuple[f
 def _image_of(entry: dict[str, Any], root: Path) -> Path:
     """The NIfTI file, or the folder of the slices."""
     listed = entry["image_path"]
-    return root / listed if isinstance(listed, str) else (root / listed[0]).parent
+    return confined_path(root, listed) if isinstance(listed, str) else confined_path(root, listed[0]).parent
 
 
 def _cases(entries: list[dict[str, Any]], cfg: FinetuneConfig, labels: dict[str, tuple[float, ...]]) -> list[Case]:
@@ -160,7 +165,7 @@ def write_results(cfg: FinetuneConfig, run_dir: Path, rows: Sequence[Mapping[str
     """The table of the published code: ``generated.json`` with filename, prediction, ground_truth."""
     column = "reference" if cfg.protocol == "clean" else "reference_published"
     table = [{"filename": row["id"], "prediction": row["hypothesis"], "ground_truth": row[column]} for row in rows]
-    (run_dir / "generated.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text_atomically(run_dir / "generated.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_phantom(root: Path, seed: int) -> None:

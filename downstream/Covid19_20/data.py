@@ -13,6 +13,7 @@ from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.scan_checks import check_pairs, problem, problem_of, unexpected_files
 from mg3d.finetuning.segmentation_keys import LESIONS_IN_CT, SHORT_SEGMENTATION
 from mg3d.finetuning.splits import contiguous_blocks, nested_splits
+from mg3d.paths import visible_files
 
 FOLDERS = ("Train", "COVID-19-20_v2/Train", "")
 PAIR = re.compile(r"volume-covid19-(?P<id>(?P<patient>A-\d+)(_\d+)?)_(?P<kind>ct|seg)\.nii\.gz")
@@ -47,7 +48,7 @@ def read_cases(root: Path) -> list[Case]:
         DataError: no pair in any of the places where the archive may have been unpacked.
     """
     folder = _folder(root)
-    names = sorted(path.name for path in folder.glob("*_ct.nii.gz")) if folder.is_dir() else []
+    names = [path.name for path in visible_files(folder, "*_ct.nii.gz")]
     found = [match for match in map(PAIR.fullmatch, names) if match]
     if not found:
         what = "no volume-covid19-*_ct.nii.gz here, nor in Train"
@@ -99,7 +100,7 @@ def write_phantom(root: Path, seed: int) -> None:
 
 
 def _folder(root: Path) -> Path:
-    return next((root / place for place in FOLDERS if any((root / place).glob("*_ct.nii.gz"))), root)
+    return next((root / place for place in FOLDERS if visible_files(root / place, "*_ct.nii.gz")), root)
 
 
 BENCHMARK = Benchmark(

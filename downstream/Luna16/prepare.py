@@ -10,6 +10,7 @@ import numpy as np
 
 from mg3d.finetuning.nodule_tables import read_candidates, table_path
 from mg3d.finetuning.prepared import Job, file_digest, prepare_arrays, prepared_folder
+from mg3d.paths import visible_files
 
 if TYPE_CHECKING:
     from mg3d.finetuning.config import FinetuneConfig
@@ -20,7 +21,7 @@ WINDOW_HU = (-1000.0, 600.0)
 
 def find_scans(root: Path) -> dict[str, tuple[int, Path]]:
     """Series uid -> (number of its subset, header file)."""
-    return {path.stem: (int(path.parent.name[6:]), path) for path in sorted(root.glob("subset[0-9]/*.mhd"))}
+    return {path.stem: (int(path.parent.name[6:]), path) for path in visible_files(root, "subset[0-9]/*.mhd")}
 
 
 def settings(cfg: FinetuneConfig) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from mg3d.errors import ConfigError, DataError
 from mg3d.finetuning.benchmark import AugmentationOptions, Benchmark, Case, SegmentationTask, Splits
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.decathlon import read_listing
-from mg3d.finetuning.scan_checks import check_pairs, check_scan, missing_names, problem_of, unexpected_files
+from mg3d.finetuning.scan_checks import check_pairs, check_scan, missing_names, problem, problem_of, unexpected_files
 from mg3d.finetuning.segmentation_keys import LESIONS_IN_CT, SHORT_SEGMENTATION
 from mg3d.finetuning.splits import contiguous_blocks, nested_splits
+from mg3d.paths import visible_files
 
 FOLDERS = {"lung": "Task06_Lung", "colon": "Task10_Colon"}
 LUNG = SegmentationTask(
@@ -72,7 +73,7 @@ def read_cases(cfg: FinetuneConfig) -> list[Case]:
         DataError: no training image where the archive should have been unpacked.
     """
     folder, organ = task_folder(cfg), _organ(cfg)
-    images = sorted(path for path in (folder / "imagesTr").glob(f"{organ}_*.nii.gz"))
+    images = visible_files(folder / "imagesTr", f"{organ}_*.nii.gz")
     if not images:
         raise DataError(f"no imagesTr/{organ}_*.nii.gz", f"set data_root to where {folder.name} lies", path=str(folder))
     names = [path.name.removesuffix(".nii.gz") for path in images]
@@ -95,10 +96,13 @@ def check_data(cfg: FinetuneConfig) -> list[str]:
     images, labels = ({pair[place] for pair in listing.training} for place in (0, 1))
     parts = {"imagesTr": images, "labelsTr": labels, "imagesTs": set(listing.test)}
     lines = []
+    if listing.announced not in (None, len(listing.training)):
+        what = f"numTraining is {listing.announced}, but {len(listing.training)} pairs are listed"
+        lines.append(problem(folder / "dataset.json", what, "download it again"))
     for part, names in parts.items():
         lines += missing_names(folder / part, {path.name for path in (folder / part).glob("*")}, sorted(names))
         lines += unexpected_files(folder / part, names.__contains__)
-    for path in sorted((folder / "imagesTs").glob("*.nii.gz")):
+    for path in visible_files(folder / "imagesTs", "*.nii.gz"):
         lines += check_scan(path, full=cfg.full_check)
     paired = [case for case in cases if case.label is not None and case.label.is_file()]
     return lines + check_pairs(paired, LUNG.label_map, full=cfg.full_check)

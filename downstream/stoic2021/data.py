@@ -15,6 +15,7 @@ from mg3d.finetuning.benchmark import Benchmark, Case, ClassificationTask, Split
 from mg3d.finetuning.meta_image_checks import check_meta_image
 from mg3d.finetuning.scan_checks import problem, problem_of, unexpected_files
 from mg3d.finetuning.splits import patient_kfold
+from mg3d.paths import is_plain_name
 from prepare import SCANS, arrays_folder, prepare, settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def read_outcomes(root: Path) -> dict[str, tuple[float, float]]:
     for line, row in read_csv(path, COLUMNS, whole_rows=True).numbered():
         if row["probCOVID"] not in known or row["probSevere"] not in known:
             raise DataError(f"row {line}: outcomes must be 0 or 1", "download the table again", path=str(path))
+        if not is_plain_name(row["PatientID"]):
+            raise DataError(f"row {line}: PatientID {row['PatientID']!r} is a path", "write its number", path=str(path))
         found[row["PatientID"]] = known[row["probCOVID"]], known[row["probSevere"]]
     return found
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mg3d.datasets.fitting import centred_start, cut_block, resize_linear, window_to_unit
 from mg3d.finetuning.prepared import Job, prepare_arrays, prepared_folder
+from mg3d.paths import visible_files
 
 if TYPE_CHECKING:
     from mg3d.finetuning.config import FinetuneConfig
@@ -39,7 +40,7 @@ def prepare(cfg: FinetuneConfig) -> None:
     Raises:
         DataError: no scan there, or not one could be read.
     """
-    jobs = [Job(path.stem, path) for path in sorted((Path(cfg.data_root) / SCANS).glob("*.mha"))]
+    jobs = [Job(path.stem, path) for path in visible_files(Path(cfg.data_root) / SCANS, "*.mha")]
     chosen = settings(cfg)
     convert = partial(scan_to_array, size=chosen["size"], published=chosen["published"])
     prepare_arrays(arrays_folder(cfg), chosen, jobs, convert, cfg.num_workers)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from mg3d.errors import DataError
+from mg3d.paths import visible_files
 
 _SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.arrow$")
 
@@ -55,5 +56,5 @@ def _check_shards(root: Path, stem: str, shards: list[Path]) -> None:
 def _present(root: Path) -> str:
     if not root.is_dir():
         return "no such folder"
-    names = sorted(path.name for path in root.glob("*.arrow"))
+    names = [path.name for path in visible_files(root, "*.arrow")]
     return ", ".join(names[:6]) + (" ..." if len(names) > 6 else "") if names else "no .arrow file"

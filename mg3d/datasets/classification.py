@@ -106,7 +106,8 @@ class ClassificationDataset(torch.utils.data.Dataset):
                 continue
             return ClassificationSample(image, self._target(candidate), row, self.cases[candidate], tuple(bad))
         if self.train:
-            raise DataError(f"{len(bad)} cases one after another cannot be read, the last: {bad[-1].reason}")
+            message = f"{len(bad)} cases one after another cannot be read, the last: {bad[-1].reason}"
+            raise DataError(message, "list everything that is wrong with --check-data")
         return bad[-1]
 
     def as_evaluated(self) -> ClassificationDataset:

@@ -207,7 +207,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
                     raise
                 bad.append(BadSample(candidate, str(error)))
         if self.train:
-            raise DataError(f"{len(bad)} cases one after another cannot be read, the last: {bad[-1].reason}")
+            message = f"{len(bad)} cases one after another cannot be read, the last: {bad[-1].reason}"
+            raise DataError(message, "list everything that is wrong with --check-data")
         return bad[-1]
 
     def _candidates(self, row: int) -> list[int]:
@@ -225,7 +226,11 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def _volume(self, row: int) -> VolumeSample:
         case = self.cases[row]
         prepared = self.store.get(case)
-        stored_label = None if case.label is None else torch.from_numpy(read_label_map(case, self.task))
+        stored_label = None
+        if case.label is not None:
+            grid = prepared.grid
+            labels = read_label_map(case, self.task, grid.stored_shape, grid.stored_affine)
+            stored_label = torch.from_numpy(np.ascontiguousarray(labels))
         label = None if prepared.label is None else torch.from_numpy(np.array(prepared.label))
         image = torch.from_numpy(np.array(prepared.image))[None]
         return VolumeSample(image, label, stored_label, prepared.grid, row, case)

@@ -15,6 +15,8 @@ import numpy as np
 
 from mg3d.datasets.fitting import cut_block
 from mg3d.errors import DataError, MG3DError
+from mg3d.scans.label_maps import grid_affine, on_axes_of, whole_labels
+from mg3d.scans.raw_volume import RawVolume
 from mg3d.scans.read import read_scan
 from mg3d.scans.working_grid import WorkingGrid, plan_grid
 
@@ -48,8 +50,8 @@ def prepare_case(case: Case, task: SegmentationTask) -> PreparedCase:
     Raises:
         DataError: naming case and file: unreadable, NaN, unknown label values, label and image on other grids.
     """
-    image, affine = _read(case, case.image)
-    image = np.asarray(image, dtype=np.float32)
+    stored = _read(case, case.image)
+    affine, image = grid_affine(stored), np.asarray(_scaled(stored), dtype=np.float32)
     if not np.isfinite(image).all():
         raise DataError("the image holds NaN or infinity", MEND, case_id=case.id, path=str(case.image))
     grid = plan_grid(image.shape, affine, task.orientation, task.spacing_mm)
@@ -68,48 +70,53 @@ def prepare_case(case: Case, task: SegmentationTask) -> PreparedCase:
 def read_label_map(
     case: Case, task: SegmentationTask, shape: Sequence[int] | None = None, affine: np.ndarray | None = None
 ) -> np.ndarray:
-    """Read the label map of a case in its stored geometry, with the task's fixed class indices.
+    """Read the label map of a case on the stored grid of its image, with the task's fixed class indices.
 
     Args:
         case: has a label file.
         task: its ``label_map`` says what each raw value is; 0 is background unless it says otherwise.
         shape: voxels of the image, which the label map must share; None: not checked.
-        affine: its voxel-to-world matrix, likewise.
+        affine: its voxel-to-world matrix, likewise; a map whose axes are stored in another order or direction is
+            brought into that of the image.
 
     Returns:
-        uint8 array of class indices in stored order.
+        uint8 array of class indices in the stored order of the image.
 
     Raises:
         DataError: unreadable, no integers, a value the task does not know, or another grid than the image's.
     """
     if case.label is None:
         raise DataError("has no label map", "give the case a label", case_id=case.id)
-    raw, own_affine = _read(case, case.label)
-    path = str(case.label)
+    stored, path = _read(case, case.label), str(case.label)
+    raw, own_affine = whole_labels(stored, Path(path), case.id), grid_affine(stored)
+    if affine is not None:
+        raw, own_affine = on_axes_of(raw, own_affine, affine)
     if shape is not None and tuple(raw.shape) != tuple(shape):
         found = f"label map of shape {tuple(raw.shape)}, the image has {tuple(shape)}"
         raise DataError(found, "pair the files that belong together", case_id=case.id, path=path)
     if affine is not None and _apart(raw.shape, affine, own_affine) > 0.5:
         remedy = "copy the image's geometry to the label map if the arrays do fit"
         raise DataError("label map and image lie elsewhere in space", remedy, case_id=case.id, path=path)
-    values = _integers(raw, case, path)
-    return _mapped(values, task.label_map, case, path)
+    if raw.min() < 0 or raw.max() > _MAX_LABEL:
+        found = f"label values from {raw.min()} to {raw.max()}"
+        raise DataError(found, f"labels are 0 to {_MAX_LABEL}", case_id=case.id, path=path)
+    return _mapped(raw.astype(np.uint16), task.label_map, case, path)
 
 
-def _read(case: Case, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Stored values, scaled as the header says, and the voxel-to-world matrix."""
+def _read(case: Case, path: Path) -> RawVolume:
     try:
-        raw = read_scan(Path(path))
+        return read_scan(Path(path))
     except MG3DError as error:
         raise DataError(error.message, error.remedy or MEND, case_id=case.id) from error
     except OSError as error:
         raise DataError(error.strerror or str(error), MEND, case_id=case.id, path=str(path)) from error
-    affine = raw.affine
-    if not raw.oriented and raw.spacing_mm is not None:  # then the matrix has unit voxels
-        affine = affine @ np.diag([*raw.spacing_mm, 1.0])
+
+
+def _scaled(raw: RawVolume) -> np.ndarray:
+    """Stored values, scaled as the header says."""
     if (raw.slope, raw.intercept) == (1.0, 0.0):
-        return raw.voxels_xyz, affine
-    return raw.voxels_xyz.astype(np.float32) * np.float32(raw.slope) + np.float32(raw.intercept), affine
+        return raw.voxels_xyz
+    return raw.voxels_xyz.astype(np.float32) * np.float32(raw.slope) + np.float32(raw.intercept)
 
 
 def _apart(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> float:
@@ -118,18 +125,6 @@ def _apart(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> float:
     homogeneous = np.vstack([corners, np.ones_like(corners[:1])])
     moved = np.linalg.inv(one) @ (np.asarray(other) @ homogeneous)
     return float(np.abs(moved[:3] - corners).max())
-
-
-def _integers(raw: np.ndarray, case: Case, path: str) -> np.ndarray:
-    if raw.dtype.kind == "f":
-        rounded = np.rint(raw)
-        if not np.isfinite(raw).all() or np.abs(raw - rounded).max() > 1e-3:
-            raise DataError("the label map holds values between integers", MEND, case_id=case.id, path=path)
-        raw = rounded
-    if raw.min() < 0 or raw.max() > _MAX_LABEL:
-        found = f"label values from {raw.min()} to {raw.max()}"
-        raise DataError(found, f"labels are 0 to {_MAX_LABEL}", case_id=case.id, path=path)
-    return raw.astype(np.uint16)
 
 
 def _mapped(values: np.ndarray, label_map: Mapping[int, int], case: Case, path: str) -> np.ndarray:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mg3d.atomic import atomic_path
+
 SERIES = (
     ("linear_probe_auroc_trained", "probe, pre-trained", "tab:blue"),
     ("linear_probe_auroc_random", "probe, random encoder", "tab:gray"),
@@ -70,4 +72,5 @@ def draw_figure(metrics: Mapping[str, Any], path: Path) -> None:
     if retrieval:
         _draw_retrieval(panels[1], metrics)
         panels[1].set_title("Retrieval, held-out pool")
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=120, format=path.suffix[1:])

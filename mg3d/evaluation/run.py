@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mg3d.atomic import write_text_atomically
 from mg3d.config_schema import MG3DConfig
 from mg3d.evaluation.features import Collected, collect, embed_prompts, finding_columns, space_name
 from mg3d.evaluation.figure import draw_figure
@@ -88,7 +89,7 @@ def evaluate_run(module: Any, datamodule: Any, cfg: MG3DConfig, run_dir: Path) -
         rounds=cfg.eval_bootstrap,
         seed=cfg.seed,
     )
-    (run_dir / "evaluation.txt").write_text(render_table(metrics) + "\n", encoding="utf-8")
+    write_text_atomically(run_dir / "evaluation.txt", render_table(metrics) + "\n")
     draw_figure(metrics, run_dir / "evaluation.png")
     module.train(trained)
     return metrics

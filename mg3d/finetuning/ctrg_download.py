@@ -10,6 +10,7 @@ from typing import Any
 from mg3d.errors import DataError
 from mg3d.files import read_csv
 from mg3d.finetuning.scan_checks import unreadable
+from mg3d.paths import visible_files
 from mg3d.scans.grey_slices import SLICE_SUFFIXES
 
 __all__ = ["image_problems", "name_of", "read_annotation", "read_finding_codes"]
@@ -134,7 +135,7 @@ def image_problems(places: Iterable[Path], *, full: bool = False) -> list[tuple[
     for place in places:
         if not place.exists():
             missing.append(str(place))
-        elif place.is_dir() and not any(each.suffix.lower() in SLICE_SUFFIXES for each in place.iterdir()):
+        elif place.is_dir() and not any(each.suffix.lower() in SLICE_SUFFIXES for each in visible_files(place, "*")):
             empty.append(str(place))
         elif full:
             damaged += unreadable([place], read_ctrg)

@@ -23,11 +23,13 @@ class Listing:
         training: (image, label) pairs.
         validation: (image, label) pairs.
         test: images.
+        announced: number of training pairs that the json claims; None where it does not.
     """
 
     training: tuple[tuple[str, str], ...]
     validation: tuple[tuple[str, str], ...]
     test: tuple[str, ...]
+    announced: int | None = None
 
 
 def read_listing(path: Path) -> Listing:
@@ -43,11 +45,12 @@ def read_listing(path: Path) -> Listing:
             for part in ("training", "validation")
         }
         test = tuple(Path(entry).name for entry in content.get("test", ()))
+        announced = None if content.get("numTraining") is None else int(content["numTraining"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"cannot be read as a Decathlon list ({error!r})", "give the published json", path=str(path)
         ) from error
-    return Listing(pairs["training"], pairs["validation"], test)
+    return Listing(pairs["training"], pairs["validation"], test, announced)
 
 
 def listed_splits(path: Path, cases: Sequence[Case]) -> Splits:

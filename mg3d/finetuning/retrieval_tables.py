@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mg3d.atomic import write_text_atomically
 from mg3d.metrics.label_retrieval import Protocol, map_at_k
 from mg3d.metrics.retrieval import ranks_with_ties_last
 
@@ -42,7 +43,7 @@ def write_report_recall(folder: Path, similarity: np.ndarray, ks: Sequence[int],
     for k in (k for k in ks if k < cases):
         paths.append(folder / f"internal_accessions_t2i_{k}.txt")
         shares = ((found <= k).mean(), (drawn <= k).mean())
-        paths[-1].write_text(f"K={k}, clip = {shares[0]:.6f}, rand= {shares[1]:.6f}\n", encoding="utf-8")
+        write_text_atomically(paths[-1], f"K={k}, clip = {shares[0]:.6f}, rand= {shares[1]:.6f}\n")
     return paths
 
 
@@ -72,5 +73,5 @@ def write_shared_findings(
         found = map_at_k(latents, labels, ks, protocol=protocol, groups=groups)
     except ValueError:
         return False
-    path.write_text("".join(f"{value:.6f}\n" for value in found.values()), encoding="utf-8")
+    write_text_atomically(path, "".join(f"{value:.6f}\n" for value in found.values()))
     return True

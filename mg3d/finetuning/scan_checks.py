@@ -18,12 +18,12 @@ import numpy as np
 
 from mg3d.errors import DataError
 from mg3d.finetuning.benchmark import Case
+from mg3d.scans.label_maps import MAX_SHIFT_VOXELS, largest_shift_mm, turned_grid, whole_labels
 
 __all__ = ["check_pairs", "check_scan", "missing_names", "problem", "problem_of", "unexpected_files", "unreadable"]
 
 _THREADS = 4
 _SHOWN = 8
-_MAX_SHIFT_VOXELS = 0.1
 _AGAIN = "download the file again"
 
 
@@ -58,7 +58,8 @@ def check_pairs(cases: Iterable[Case], labels: Collection[int], *, full: bool = 
 
     Returns:
         problems in the order of the cases: a file that is missing, damaged or cut short, images and label maps of
-        different shape or place, label values that are not known or no integers, label maps without foreground.
+        different shape or place, label values that are not known or no integers, label maps without foreground. Order
+        and direction of the stored axes do not matter, see :mod:`mg3d.scans.label_maps`.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(partial(_check_pair, labels=sorted(labels), full=full), cases)
@@ -103,18 +104,21 @@ def _check_pair(case: Case, labels: Sequence[int], full: bool) -> list[str]:
     found = [*check_scan(case.image, full=full), *check_scan(case.label)]
     if found:
         return found
-    (shape, affine), (label_shape, label_affine) = _shape_and_affine(case.image), _shape_and_affine(case.label)
+    (shape, affine), (stored_shape, stored_affine) = _shape_and_affine(case.image), _shape_and_affine(case.label)
+    label_shape, label_affine, _ = turned_grid(stored_shape, stored_affine, affine)
     if shape != label_shape:
-        return [problem(case.label, f"shape {label_shape}, but the image has {shape}", _AGAIN)]
-    shift = _largest_shift(affine, label_affine, shape)
-    if shift > _MAX_SHIFT_VOXELS:
+        return [problem(case.label, f"shape {stored_shape}, but the image has {shape}", _AGAIN)]
+    shift = largest_shift_mm(affine, label_affine, shape) / np.linalg.norm(affine[:3, :3], axis=0).min()
+    if shift > MAX_SHIFT_VOXELS:
         found.append(problem(case.label, f"lies up to {shift:.3g} voxels beside its image (affine)", _AGAIN))
     return found + _check_label_values(case.label, labels)
 
 
 def _check_label_values(path: Path, labels: Sequence[int]) -> list[str]:
+    from mg3d.scans.read import read_scan
+
     try:
-        voxels = _read(path)
+        voxels = whole_labels(read_scan(path), path)
     except DataError as error:
         return [problem_of(error)]
     unknown = np.ones(voxels.shape, dtype=bool)
@@ -151,7 +155,12 @@ def _shape_and_affine(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError("the affine is singular or not finite", "repair the header", path=str(path))
-    return tuple(int(size) for size in image.shape), affine
+    shape = tuple(int(size) for size in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:  # as the readers do
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise DataError(f"expected one 3-D volume, found shape {shape}", "keep one 3-D frame", path=str(path))
+    return shape, affine
 
 
 def _looks_cut(path: Path) -> bool:
@@ -165,10 +174,3 @@ def _looks_cut(path: Path) -> bool:
     with path.open("rb") as stream:
         stream.seek(-4, 2)
         return int.from_bytes(stream.read(4), "little") != promised % 2**32
-
-
-def _largest_shift(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """Largest distance between the corners of two grids of one shape, in voxels of the smallest size."""
-    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])]).T
-    distance_mm = np.linalg.norm(((affine - other) @ corners)[:3], axis=0).max()
-    return float(distance_mm / np.linalg.norm(affine[:3, :3], axis=0).min())

@@ -12,6 +12,7 @@ from mg3d.errors import DataError
 from mg3d.files import read_csv
 from mg3d.finetuning.benchmark import Case
 from mg3d.finetuning.scan_checks import problem, problem_of
+from mg3d.paths import is_plain_name
 from mg3d.scans.slice_series import SliceSeries, read_slices
 
 __all__ = ["COLUMNS", "cases_of_list", "check_series", "read_scan_list", "scan_name", "vote_entries"]
@@ -36,7 +37,10 @@ def read_scan_list(path: Path, classes: Sequence[str]) -> dict[str, dict[str, st
         if not row["target"].isdecimal() or int(row["target"]) >= len(classes) or not row["n_slice"].isdecimal():
             what = f"row {line}: target {row['target']!r} or n_slice {row['n_slice']!r} is wrong"
             raise DataError(what, _AGAIN, path=str(path))
-        rows[scan_name(row["patient_id"], row["scan_id"])] = row
+        name = scan_name(row["patient_id"], row["scan_id"])
+        if not is_plain_name(name):
+            raise DataError(f"row {line}: patient or scan id {name!r} is a path", _AGAIN, path=str(path))
+        rows[name] = row
     return rows
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from mg3d.errors import ConfigError, DataError
+from mg3d.files import id_key
 from mg3d.finetuning.benchmark import Case, Splits
 
 if TYPE_CHECKING:
@@ -160,18 +161,21 @@ def permuted_images(cases: Sequence[Case], seed: int = 0) -> tuple[Case, ...]:
 
 
 def leakage_report(splits: Splits) -> tuple[str, ...]:
-    """What parts share: one line for each pair of parts with common patients or cases; empty when none has."""
+    """What parts share: one line for each pair of parts with common patients or cases; empty when none has.
+
+    Ids that differ only as spreadsheets rewrite them ("001", "1") are one patient.
+    """
     lines = []
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         mine, theirs = getattr(splits, first), getattr(splits, second)
-        people = {case.patient for case in mine} & {case.patient for case in theirs}
+        people = {id_key(case.patient) for case in mine} & {id_key(case.patient) for case in theirs}
         if not people:
             continue
         if {case.id for case in mine} == {case.id for case in theirs}:
             lines.append("selection = reporting" if first == "val" else f"leak: {first} = {second}")
             continue
-        count = sum(case.patient in people for case in theirs)
-        total = len({case.patient for case in theirs})
+        count = sum(id_key(case.patient) in people for case in theirs)
+        total = len({id_key(case.patient) for case in theirs})
         lines.append(
             f"leak: {count} of {len(theirs)} {second} cases are of patients in {first} ({len(people)} of {total})"
         )

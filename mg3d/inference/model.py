@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mg3d.datasets.collate import collate_reports
 from mg3d.datasets.report_text import ReportEncoding
 from mg3d.datasets.stored_geometry import published_geometry
-from mg3d.errors import CheckpointError, DataError, EnvironmentProblem, MG3DError
+from mg3d.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, MG3DError
 from mg3d.inference import weights
 from mg3d.inference.places import Place, find_weights
 from mg3d.inference.processor import ProcessedScan, Processor, make_processor
@@ -26,6 +26,7 @@ from mg3d.inference.text import tokenize_prompts
 from mg3d.inference.volumes import check_volumes, pool_crops
 from mg3d.models.checkpoint import CoverageReport
 from mg3d.models.language_encoders import create_tokenizer
+from mg3d.models.language_encoders.checks import check_vocabulary
 from mg3d.models.network import MG3DNetwork
 from mg3d.models.vision_encoders import VisionEncoder
 from mg3d.models.vision_encoders.unet import AlwaysBatchNorm3d
@@ -126,15 +127,22 @@ class MG3DModel:
 
         Raises:
             EnvironmentProblem: it is not where the weights say, and the hub does not answer.
+            ConfigError: it lacks special tokens, or has tokens that the text encoder has no embedding for.
         """
         problem: MG3DError = EnvironmentProblem(
             f"{self.name} does not say which tokenizer belongs to it", "load_model(..., tokenizer=<its folder>)"
         )
         for place in self._tokenizer_places:
             try:
-                return create_tokenizer(place)
+                tokenizer = create_tokenizer(place)
+            except ConfigError:  # it is there, and wrong
+                raise
             except MG3DError as error:
                 problem = EnvironmentProblem(error.message, "load_model(..., tokenizer=<folder of the tokenizer>)")
+                continue
+            if isinstance(self._network, MG3DNetwork):
+                check_vocabulary(tokenizer, self._network.language_encoder.vocab_size, place)
+            return tokenizer
         raise problem
 
     @cached_property

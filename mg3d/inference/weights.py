@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ from torch import Tensor, nn
 from mg3d.datasets.stored_geometry import published_geometry
 from mg3d.errors import CheckpointError, MG3DError
 from mg3d.inference.places import Place
+from mg3d.models.bounds import read_json_object
 from mg3d.models.checkpoint import CoverageReport, check_coverage, match_tensors
 from mg3d.models.conversion import read_own_weights
 from mg3d.models.export import read_folder
 from mg3d.models.language_encoders import BertTextEncoder
+from mg3d.models.language_encoders.checks import check_architecture
+from mg3d.models.language_encoders.registry import PROGRAM_OF_BERT
 from mg3d.models.network import MG3DNetwork
 from mg3d.models.options import PUBLISHED_OBJECTIVES, NetworkOptions
 from mg3d.models.vision_encoders import VisionEncoder, create_vision_encoder, encoder_from_metadata
@@ -193,18 +195,24 @@ def _text_encoder(config: Mapping[str, Any], tokenizer: Sequence[str]) -> BertTe
     from transformers import AutoConfig, AutoModel
 
     settings = dict(config)
-    kind = str(settings.pop("model_type", "bert"))
     if "hidden_act" not in settings:  # described by its shapes alone, which do not tell the number of heads
         settings |= _heads_beside(tokenizer, settings.get("hidden_size"))
-    architecture = AutoConfig.for_model(kind, **settings)
-    return BertTextEncoder(AutoModel.from_config(architecture), frozen=True, eval_mode=True)
+    check_architecture(settings, "of the weights")
+    kind = str(settings.pop("model_type", "bert"))
+    try:
+        architecture = AutoConfig.for_model("bert" if kind == PROGRAM_OF_BERT else kind, **settings)
+        return BertTextEncoder(AutoModel.from_config(architecture), frozen=True, eval_mode=True)
+    except MG3DError:
+        raise
+    except Exception as error:  # a bad value can fail in any way
+        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"the described text encoder cannot be built ({first})", "export it again") from error
 
 
 def _heads_beside(tokenizer: Sequence[str], width: Any) -> dict[str, Any]:
     for place in tokenizer:
-        path = Path(place) / "config.json"
-        if path.is_file():
-            beside = json.loads(path.read_text(encoding="utf-8"))
+        if (Path(place) / "config.json").is_file():
+            beside = read_json_object(Path(place) / "config.json")
             if beside.get("hidden_size") == width and "num_attention_heads" in beside:
                 return {"num_attention_heads": beside["num_attention_heads"]}
     logger.warning("the weights do not record the text encoder's number of attention heads: 64 channels each assumed")

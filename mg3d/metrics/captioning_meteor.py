@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mg3d.atomic import writing
 from mg3d.errors import EnvironmentProblem, RunFailedError
 
 JAR_VARIABLE = "MG3D_METEOR_JAR"
@@ -81,7 +82,8 @@ def meteor_java(
 
 def _write_lines(path: Path, texts: Sequence[str]) -> None:
     lines = (" ".join(_CONTROL.sub(" ", text).split()) for text in texts)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="replace")
+    with writing(path, "free some space there, or name another folder of temporary files as TMPDIR"):
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="replace")
 
 
 def _run(program: Sequence[str], timeout_s: float) -> str:

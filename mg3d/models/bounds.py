@@ -177,29 +177,31 @@ def check_model_size(module: nn.Module, place: str | os.PathLike[str]) -> None:
         )
 
 
-def read_json_object(path: Path, error_class: type[MG3DError] = CheckpointError) -> dict[str, Any]:
+def read_json_object(
+    path: Path,
+    error_class: type[MG3DError] = CheckpointError,
+    remedy: str = "copy or download the whole folder again",
+) -> dict[str, Any]:
     """Content of a JSON file that holds one object.
 
     Args:
         path: the file.
         error_class: class of the error.
+        remedy: of the error.
 
     Raises:
         MG3DError: no such file, too large, nested too deeply, no JSON, or no object.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise error_class(f"{path} takes {path.stat().st_size} bytes", f"at most {MAX_JSON_BYTES} are read")
+            raise error_class(f"{path} takes {path.stat().st_size} bytes, more than {MAX_JSON_BYTES}", remedy)
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise error_class(f"{path.parent} has no {path.name}", "copy or download the whole folder") from error
+        raise error_class(f"{path.parent} has no {path.name}", remedy) from error
     except RecursionError as error:
-        raise error_class(f"{path} is nested too deeply", "copy or download the folder again") from error
+        raise error_class(f"{path} is nested too deeply", remedy) from error
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise error_class(f"{path} cannot be read ({first})", "copy or download the folder again") from error
+        raise error_class(f"{path} cannot be read ({str(error).splitlines()[0]})", remedy) from error
     if not isinstance(content, dict):
-        raise error_class(
-            f"{path} holds a {type(content).__name__}, not an object", "copy or download the folder again"
-        )
+        raise error_class(f"{path} holds a {type(content).__name__}, not an object", remedy)
     return content

@@ -112,9 +112,10 @@ def load_weights(
             covered, or tensors of the file's encoder left over.
     """
     file = read_weights_file(path)
-    check_known(file.tensors, path)
     target = module.state_dict()
     assigned, report = match_tensors(file.tensors, target)
+    if not assigned:
+        check_known(file.tensors, path)
     if any(name.startswith("vision_encoder.") for name in target):  # its tokens would be those behind the head
         report.encoder_unused += [name for name in report.unexpected if "proj_head." in name]
     if report.has_merging:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mg3d.atomic import atomic_path, write_text_atomically
 from mg3d.errors import CheckpointError
+from mg3d.floors import warn_below_floors
 from mg3d.models.safe_reading import (
     DIGEST_KEY,
     METADATA_KEY,
@@ -114,6 +115,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: missing, a directory, empty, truncated, damaged, of a newer format, or holding more than
             tensors and plain values.
     """
+    warn_below_floors()
     path = Path(path)
     if (path / WEIGHTS_NAME).is_file():
         path = path / WEIGHTS_NAME

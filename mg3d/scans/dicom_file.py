@@ -26,6 +26,8 @@ PREAMBLE_BYTES = 128
 MAGIC = b"DICM"
 BUFFER_BYTES = 1 << 16
 MAX_HEADER_BYTES = 1 << 24  # of tags that are looked at; longer ones are skipped unread
+MAX_NAME = 80  # letters of a name in messages
+BYTES_OF_A_READ = 32  # what the shortest read counts: parsing small items costs time and memory
 UNDEFINED = 0xFFFFFFFF
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 GE_PRIVATE = "1.2.840.113619.5.2"  # implicit types, pixels big-endian
@@ -82,8 +84,19 @@ class Tags:
         """Items of a sequence, [] when absent."""
         if tag not in self._elements:
             return []
+        from pydicom.dataelem import RawDataElement
+        from pydicom.filereader import read_sequence
+
+        element = self._elements.get_item(tag)
         with reading(self._path):
-            return [Tags(item, self._path) for item in self._elements[tag].value or ()]
+            if isinstance(element, RawDataElement):
+                data = element.value or b""
+                implicit = element.is_implicit_VR or element.VR == "UN"
+                stream = _Bounded(io.BytesIO(data))  # type: ignore[arg-type]
+                found = read_sequence(stream, implicit, element.is_little_endian, len(data), "iso8859")
+            else:
+                found = element.value
+            return [Tags(item, self._path) for item in found]
 
     def _raw(self, tag: int) -> Any:
         return self._elements.get_item(tag).value if tag in self._elements else None
@@ -143,8 +156,16 @@ class _Bounded(io.BufferedReader):
         """Read and count."""
         if size is None or not 0 <= size <= self.left:
             raise ValueError(f"more than {MAX_HEADER_BYTES >> 20} MiB of tags")
-        self.left -= size
+        self.left -= max(size, BYTES_OF_A_READ)
         return super().read(size)
+
+
+def name_of_uid(uid: str) -> str:
+    """What the standard calls a UID; a part of it where it is unknown."""
+    from pydicom.config import IGNORE
+    from pydicom.uid import UID
+
+    return str(UID(uid, IGNORE).name)[:MAX_NAME]
 
 
 def is_dicom(path: Path) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mg3d.errors import DataError
 from mg3d.scans import itk_process
-from mg3d.scans.dicom_file import NATIVE, reading
+from mg3d.scans.dicom_file import NATIVE, name_of_uid, reading
 from mg3d.scans.dicom_slice import CT_IMAGE, UNPACK, Slice
 from mg3d.scans.raw_volume import DOWNLOAD_AGAIN
 
@@ -81,8 +81,9 @@ def _decoded(item: Slice) -> np.ndarray:
     try:
         about, voxels = itk_process.ask("decode", str(item.path), payload=payload, memory_bytes=memory)
     except DataError as problem:
-        syntax = _name_of(item.pixels.transfer_syntax)
-        raise DataError(f"{syntax} pixels: {problem.message}", UNPACK, path=str(item.path)) from None
+        syntax = name_of_uid(item.pixels.transfer_syntax)
+        message = problem.message.removeprefix(f"{item.path}: ")
+        raise DataError(f"{syntax} pixels: {message}", UNPACK, path=str(item.path)) from None
     if voxels is None or voxels.size != item.size[0] * item.size[1] or voxels.dtype.kind not in "iu":
         message = f"its compressed image is {about['size']} of {about['kind']}, the header says {list(item.size)}"
         raise DataError(message, DOWNLOAD_AGAIN, path=str(item.path))
@@ -116,9 +117,3 @@ def _small_file(frame: bytes, item: Slice) -> bytes:
     buffer = io.BytesIO()
     dcmwrite(buffer, about, enforce_file_format=True)
     return buffer.getvalue()
-
-
-def _name_of(syntax: str) -> str:
-    from pydicom.uid import UID
-
-    return str(UID(syntax).name)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mg3d.errors import DataError
 from mg3d.scans.byte_stream import HashingFile, damage_named
-from mg3d.scans.dicom_file import DEFLATED, DicomHeader, Tags, read_header
+from mg3d.scans.dicom_file import DEFLATED, DicomHeader, Tags, name_of_uid, read_header
 from mg3d.scans.folders import is_special
 from mg3d.scans.raw_volume import DOWNLOAD_AGAIN
 
@@ -155,7 +155,7 @@ def read_slices(path: Path) -> list[Slice] | NoSlice:
     Raises:
         DataError: the file is damaged, its pixels are not one real number each, or its values are no Hounsfield units.
     """
-    if is_special(path) or not path.stat().st_size:
+    if is_special(path) or (path.is_file() and not path.stat().st_size):
         return NoSlice(path)
     with damage_named(path), HashingFile(path) as file:
         header = read_header(file, path, WANTED)
@@ -171,9 +171,7 @@ def read_slices(path: Path) -> list[Slice] | NoSlice:
 
 
 def _kind(classes: frozenset[str], modality: str) -> str:
-    from pydicom.uid import UID
-
-    names = [UID(uid).name.removesuffix(" Storage") for uid in sorted(classes)]
+    names = [name_of_uid(uid).removesuffix(" Storage") for uid in sorted(classes)]
     return " and ".join(names) + (f" of modality {modality}" if modality else "") or UNKNOWN_KIND
 
 

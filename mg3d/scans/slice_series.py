@@ -15,12 +15,14 @@ from PIL import Image, UnidentifiedImageError
 
 from mg3d.datasets.fitting import linear_taps
 from mg3d.errors import DataError
+from mg3d.paths import visible_files
 from mg3d.scans.folders import PassedOver, walk_folders
 from mg3d.scans.grey_slices import natural_key
 
 __all__ = ["DEPTH_RULES", "SliceSeries", "find_series", "read_slices", "series_to_array"]
 
 SLICE = re.compile(r"(?:^|/)(?P<folder>[^/]+/[^/]+/[^/]+)/[^/]+\.(?:png|jpe?g|bmp|tiff?)$", re.IGNORECASE)
+_HIDDEN = re.compile(r"(?:^|/)(?:\.(?!/)|__MACOSX/)")  # companions of macOS, folders of other tools
 DEPTH_RULES = ("linear", "index")
 logger = logging.getLogger(__name__)
 _AGAIN = "download the file again"
@@ -50,10 +52,10 @@ def find_series(root: Path) -> list[SliceSeries]:
         DataError: a zip file that cannot be opened.
     """
     found: dict[tuple[str, ...], tuple[Path, list[str]]] = {}
-    for container in (*sorted(root.glob("*.zip")), root):
+    for container in (*visible_files(root, "*.zip"), root):
         names = _names_in_zip(container) if container.is_file() else _names_in_folder(container)
         for name in names:
-            match = SLICE.search(name)
+            match = None if _HIDDEN.search(name) else SLICE.search(name)
             if match:
                 key = tuple(match["folder"].split("/"))
                 place, slices = found.setdefault(key, (container, []))

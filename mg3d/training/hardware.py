@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pytorch_lightning.plugins.environments import (
 from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
 
-from mg3d.errors import ConfigError
+from mg3d.errors import ConfigError, RunFailedError
 from mg3d.training.processes import ProcessLayout
 from mg3d.training.settings import TrainingConfig
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer than this for the others ends with an error instead of hanging."""
+WAITING_S = 5.0
+"""A rank that waits longer than this says for whom."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +144,38 @@ def process_group(layout: ProcessLayout, hardware: Hardware) -> Iterator[None]:
         if hardware.accelerator == "gpu":
             devices = hardware.devices
             torch.cuda.set_device(devices[layout.local_rank] if isinstance(devices, list) else layout.local_rank)
-        distributed.init_process_group(
-            hardware.backend, rank=layout.rank, world_size=layout.world_size, timeout=PROCESS_GROUP_TIMEOUT
-        )
+        with _told_while_waiting(layout):
+            distributed.init_process_group(
+                hardware.backend, rank=layout.rank, world_size=layout.world_size, timeout=PROCESS_GROUP_TIMEOUT
+            )
     try:
         yield
     finally:
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+@contextmanager
+def _told_while_waiting(layout: ProcessLayout) -> Iterator[None]:
+    """Say who is awaited when the processes do not meet within seconds, and say so again where they never do."""
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    awaited = "the others" if layout.rank == 0 else "rank 0"
+    start = "srun" if layout.launcher == "slurm" else "torchrun"
+    told = f"rank {layout.rank} of {layout.world_size} waits for {awaited} at {place}"
+    timer = threading.Timer(WAITING_S, log.warning, (f"{told}; start all {layout.world_size} with {start}",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (distributed.DistError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RunFailedError(
+            f"{told.replace('waits', 'waited')} in vain: {reason}",
+            f"start all {layout.world_size} processes with {start}; MASTER_ADDR and MASTER_PORT name a host that they "
+            "reach, and a port that is free on it",
+        ) from error
+    finally:
+        timer.cancel()
 
 
 def set_determinism(deterministic: bool) -> dict[str, Any]:

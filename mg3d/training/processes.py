@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from mg3d.errors import ConfigError
 
+_SPECIAL_STEPS = 0xFFFFFFF0
+"""SLURM numbers its batch script, interactive shells and the like from here on."""
+
 
 @dataclass(frozen=True)
 class ProcessLayout:
@@ -57,6 +60,47 @@ def _launcher(environ: Mapping[str, str]) -> str:
     return "lightning" if "LOCAL_RANK" in environ and "WORLD_SIZE" in environ else "none"
 
 
+def _check_environment(environ: Mapping[str, str], launcher: str) -> None:
+    """Refuse variables that name other processes which nothing has started, or that cannot be found.
+
+    Without these checks a run would wait for them until its time-out, or every process would train on its own.
+    """
+    for one, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
+        # the trainer's own children have LOCAL_RANK in place of RANK
+        if (
+            environ.get(one)
+            and not environ.get(other)
+            and launcher == "none"
+            and _integer(environ, one, 0) > (one == "WORLD_SIZE")
+        ):
+            raise ConfigError(
+                f"environment variable {one}={environ[one]} is set, but {other} is not",
+                "start with torchrun or srun, or unset it for a single process",
+            )
+    if launcher == "slurm" and _integer(environ, "SLURM_NTASKS", 1) > 1 and not _in_started_step(environ):
+        raise ConfigError(
+            f"SLURM_NTASKS={environ['SLURM_NTASKS']}, but srun did not start this process: the others do not exist",
+            "start with srun, e.g. srun python main.py ..., see run_scripts/pretrain_multi_gpus.sh",
+        )
+    if launcher != "torchrun":
+        return
+    world, rank = _integer(environ, "WORLD_SIZE", 1), _integer(environ, "RANK", 0)
+    if not 0 <= rank < world:
+        raise ConfigError(f"environment variables RANK={rank}, WORLD_SIZE={world}", "count ranks from 0")
+    if world > 1 and not environ.get("MASTER_ADDR"):
+        raise ConfigError(
+            f"WORLD_SIZE={world}, but MASTER_ADDR is not set: rank 0 cannot be found",
+            "start with torchrun, or export MASTER_ADDR and MASTER_PORT, the same for every process",
+        )
+    _integer(environ, "MASTER_PORT", 0)
+
+
+def _in_started_step(environ: Mapping[str, str]) -> bool:
+    """Whether srun started this process: in a step with a number, which the batch script itself is not."""
+    step = environ.get("SLURM_STEP_ID") or environ.get("SLURM_STEPID") or ""
+    return step.isdigit() and int(step) < _SPECIAL_STEPS
+
+
 def _first_host(nodelist: str) -> str:
     """First host of a SLURM node list such as ``gpu[03-05,9],cpu1`` (without asking scontrol)."""
     head, bracket, tail = nodelist.partition("[")
@@ -78,10 +122,12 @@ def detect_layout(num_gpus: int | None, num_nodes: int, environ: Mapping[str, st
         environ: the process environment.
 
     Raises:
-        ConfigError: the launcher started another number of processes than the config asks for.
+        ConfigError: the launcher started another number of processes than the config asks for, or the variables speak
+            of processes that no launcher started.
     """
     environ = os.environ if environ is None else environ
     launcher = _launcher(environ)
+    _check_environment(environ, launcher)
     if launcher == "none":
         return ProcessLayout("none", num_nodes, max(num_gpus or 1, 1), 0, 0, "")
     if launcher == "slurm":

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mg3d.floors import warn_below_floors
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CRC_COLUMN = "row_crc32"
 ID_COLUMN = "image_id"
@@ -118,7 +120,8 @@ def content_digests(manifest: Mapping[str, Any], datasets: Sequence[str], tokeni
 
 
 def describe(data_root: str | Path, datasets: Sequence[str], world_size: int) -> dict[str, Any]:
-    """Everything of ``environment.json``."""
+    """Everything of ``environment.json``; warns of packages below their floors."""
+    warn_below_floors()
     return {
         "command": sys.argv,
         "python": sys.version.split()[0],

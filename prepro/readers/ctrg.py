@@ -33,6 +33,7 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii")
 NIFTI_ORDERS = ("published", "header")
 MAX_SLICE_NUMBER = 100_000
 GREY_RANGE = (0.0, 255.0)
+ANNOTATION_REMEDY = "complete the download, or mend image_path in the annotation"
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,15 @@ class CtrgReader:
                 files = [file for file in files_in(path) if file.suffix.lower() in SLICE_SUFFIXES]
                 return sort_slices(files, image_path)
             if not path.is_file():
-                raise DataError(f"no file or folder {image_path!r} below the root")
+                raise DataError(f"no file or folder {image_path!r} below the root", ANNOTATION_REMEDY)
             return (path,)
         if isinstance(image_path, list) and image_path and all(isinstance(item, str) for item in image_path):
             files = [confined_path(self.root, item) for item in image_path]
             missing = next((item for file, item in zip(files, image_path, strict=True) if not file.is_file()), None)
             if missing is not None:
-                raise DataError(f"slice {missing!r} not found below the root")
+                raise DataError(f"slice {missing!r} not found below the root", ANNOTATION_REMEDY)
             return sort_slices(files, image_path[0])
-        raise DataError("entry lacks an image_path")
+        raise DataError("entry lacks an image_path", ANNOTATION_REMEDY)
 
     def load(self, case: Case) -> PackedImage:
         """Read one scan and bring it onto the final grid.

@@ -10,6 +10,7 @@ from typing import Final
 from mg3d.datasets.arrow_files import find_arrow_files
 from mg3d.datasets.arrow_schema import SPLITS
 from mg3d.errors import DataError
+from mg3d.paths import visible_files
 from prepro.manifest import SUFFIX, read_head
 from prepro.verification.arrows import FILE_NAME, ArrowResult
 from prepro.verification.findings import Finding, bare_message, finding
@@ -21,7 +22,7 @@ LEFTOVERS: Final = (".*.partial", ".*.ready", ".*.tmp", ".*.journal.jsonl")
 
 def arrow_files(folder: Path) -> list[Path]:
     """Return the packed files of a folder in order of their names; hidden ones are unfinished and left out."""
-    return sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("."))
+    return visible_files(folder, "*.arrow")
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -40,7 +41,7 @@ def check_names(folder: Path) -> Iterator[Finding]:
     """
     yield from _missing_files(folder)
     yield from _data_set_problems(folder)
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in visible_files(folder, f"*{SUFFIX}"):
         name = path.name.removesuffix(SUFFIX) + ".arrow"
         match = FILE_NAME.fullmatch(name)
         # with a list of the corpus' files the missing one was named already
@@ -69,7 +70,7 @@ def _missing_files(folder: Path) -> Iterator[Finding]:
 
 def _data_set_problems(folder: Path) -> Iterator[Finding]:
     """Compare the files with the lists the packer left: one manifest per corpus names all its files."""
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in visible_files(folder, f"*{SUFFIX}"):
         if FILE_NAME.fullmatch(path.name.removesuffix(SUFFIX) + ".arrow"):
             continue
         try:

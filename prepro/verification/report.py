@@ -108,4 +108,5 @@ def write_json(report: Report, path: Path, exit_code: int, paths: list[str]) -> 
         **report.summary(),
         "findings": [item.to_json() for item in report.findings],
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, json.dumps(content, indent=1))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,8 @@ from segmentation_cases import AFFINES, ct_of, task, two_balls, write_case, writ
 from mg3d.datasets.segmentation_case import prepare_case, read_label_map
 from mg3d.errors import DataError
 from mg3d.finetuning.benchmark import Case
+from mg3d.finetuning.scan_checks import check_pairs
+from tools.label_scores.cases import Settings, score_pair
 
 SHAPE = (24, 22, 10)
 
@@ -98,7 +102,77 @@ def test_pairs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="elsewhere in space"):
         prepare_case(Case("c", "p", image, turned), task())
     halves = write_volume(tmp_path / "halves.nii.gz", labels * np.float32(0.5), AFFINES["lps"])
-    with pytest.raises(DataError, match="between integers"):
+    with pytest.raises(DataError, match="hold no whole number"):
         prepare_case(Case("c", "p", image, halves), task())
     with pytest.raises(DataError, match="case gone"):
         prepare_case(Case("gone", "p", tmp_path / "gone.nii.gz"), task())
+
+
+TURNS = {
+    "flipped": [[0, -1], [1, 1], [2, -1]],
+    "permuted": [[2, 1], [0, -1], [1, 1]],
+    "as the image": [[0, 1], [1, 1], [2, 1]],
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("stored", ["bytes", "one more axis", "nearly whole"])
+@pytest.mark.parametrize("place", ["lps", "oblique"])
+def test_a_label_map_stored_otherwise_trains_checks_and_scores_as_the_plain_one(
+    turn: str, stored: str, place: str, tmp_path: Path
+) -> None:
+    labels, affine = two_balls((20, 18, 12)), AFFINES[place]
+    image = write_volume(tmp_path / "c.nii.gz", ct_of(labels), affine)
+    plain = write_volume(tmp_path / "plain.nii.gz", labels, affine)
+    other = nib.Nifti1Image(labels, affine).as_reoriented(np.array(TURNS[turn]))
+    voxels = np.asarray(other.dataobj)
+    if stored == "one more axis":
+        voxels = voxels[..., None]
+    if stored == "nearly whole":
+        voxels = voxels.astype(np.float32) * np.float32(0.99999994)
+    nib.save(nib.Nifti1Image(voxels, other.affine), tmp_path / "other.nii.gz")
+    case = Case("c", "p", image, tmp_path / "other.nii.gz")
+
+    assert check_pairs([case], (0, 1, 2), full=True) == []
+    wanted, found = prepare_case(replace(case, label=plain), task()), prepare_case(case, task())
+    assert np.array_equal(wanted.label, found.label) and found.label.sum() > 0
+    grid = found.grid
+    assert np.array_equal(read_label_map(case, task(), grid.stored_shape, grid.stored_affine), labels)
+    scores = score_pair(plain, case.label, Settings(None, "deepmind", (1.0,)))
+    assert scores["1"]["dice"] == scores["2"]["dice"] == 1 and scores["1"]["hd95"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "count"), [(lambda v: v * np.float32(0.5), "voxels"), (lambda v: v + np.float32(0.01), "4320 voxels")]
+)
+def test_labels_that_are_no_whole_numbers_are_refused_alike(change: Any, count: str, tmp_path: Path) -> None:
+    labels = two_balls((20, 18, 12))
+    image = write_volume(tmp_path / "c.nii.gz", ct_of(labels), AFFINES["lps"])
+    wrong = write_volume(tmp_path / "wrong.nii.gz", change(labels.astype(np.float32)), AFFINES["lps"])
+    case = Case("c", "p", image, wrong)
+    with pytest.raises(DataError) as training:
+        prepare_case(case, task())
+    with pytest.raises(DataError) as scoring:
+        score_pair(wrong, wrong, Settings(None, "deepmind", (1.0,)))
+    (line,) = check_pairs([case], (0, 1, 2))
+    for said in (str(training.value), str(scoring.value), line):
+        assert "hold no whole number, such as" in said and count in said and "wrong.nii.gz" in said
+
+
+def test_a_label_map_on_another_grid_is_refused_alike(tmp_path: Path) -> None:
+    labels = two_balls((20, 18, 12))
+    image = write_volume(tmp_path / "c.nii.gz", ct_of(labels), AFFINES["lps"])
+    plain = write_volume(tmp_path / "plain.nii.gz", labels, AFFINES["lps"])
+    moved = AFFINES["lps"].copy()
+    moved[0, 3] += 1.5
+    for voxels, affine in (
+        (labels, moved),
+        (labels, np.diag([1.5, -1.5, 3.0, 1.0])),
+        (labels[::-1, :-1], AFFINES["lps"]),
+    ):
+        case = Case("c", "p", image, write_volume(tmp_path / "wrong.nii.gz", voxels, affine))
+        assert len(check_pairs([case], (0, 1, 2))) == 1
+        with pytest.raises(DataError):
+            prepare_case(case, task())
+        with pytest.raises(DataError):
+            score_pair(plain, case.label, Settings(None, "deepmind", (1.0,)))

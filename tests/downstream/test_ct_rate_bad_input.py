@@ -57,7 +57,11 @@ def cells(change: Callable[[str], str]) -> Callable[[str], str]:
 UNKNOWN = table(LABELS, cells(lambda line: line.split(",")[0] + 18 * ","))
 WRONG_FILES: dict[str, tuple[Damage, str, str]] = {
     "another column": (table(REPORTS, lambda t: t.replace("Findings_EN", "Findings")), "'Findings_EN' is missing", ""),
-    "colons": (table(REPORTS, lambda t: t.replace(",", ":")), "column 'VolumeName' is missing", ""),
+    "colons": (
+        table(REPORTS, lambda t: t.replace(",", ":")),
+        "'VolumeName', 'Findings_EN', 'Impressions_EN' are missing",
+        "",
+    ),
     "no reports": (lambda root: (root / REPORTS).unlink(), "validation_reports.csv: table not found", ""),
     "another finding": (table(LABELS, lambda t: t.replace("Emphysema", "emphysema")), "'Emphysema' is missing", ""),
     "no label": (table(LABELS, cells(lambda line: line[:-1] + "x")), "row 2: label 'x' is not 0, 1 or empty", ""),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mg3d.atomic import this_host
 from mg3d.datasets.labelled_reports import LabelledReports, read_labelled_reports, write_labelled_reports
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.finetuning.text_labels import training
@@ -159,7 +160,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     run = next((tmp_path / "cut").glob("*/version_0"))
     with (run / HISTORY).open("a", encoding="utf-8") as stream:
         stream.write('{"epoch": 1, "train')  # a line cut short
-    (run / ".state.ckpt.1.tmp").touch()  # and a file
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (run / f".state.ckpt.{this_host()}-{ended.pid}-0123abcd.tmp").touch()  # and a file
     monkeypatch.chdir(tmp_path)
     found = answer(capsys, main, "resume", run)
     assert found["run_dir"] == str(run) and found["epochs"] == 3 and not list(run.glob("*state*"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from damage import cut, rewrite, voxels_of
+from damage import cut, rewrite, shifted, voxels_of
 from entry import assert_complete, metrics_of, rows_of, run_phantom, start
 from folders import config, load_folder
 
@@ -175,6 +175,46 @@ def test_everything_wrong_is_listed_at_once(own_copy: Path) -> None:
     for file, what in expected:
         assert [line for line in problems if file in line and what in line and "mend: " in line], (file, problems)
     assert len(problems) == len(expected)
+
+
+def test_every_item_of_the_nnunet_checklist_is_found_and_all_at_once(tmp_path: Path) -> None:
+    write_msd(tmp_path, cases=12, test=1, seed=0)
+    folder = tmp_path / "Task06_Lung"
+    listing = folder / "dataset.json"
+    listing.write_text(listing.read_text().replace('"numTraining": 12', '"numTraining": 13'), encoding="utf-8")
+    names = sorted(path.name for path in (folder / "labelsTr").iterdir())
+    image, label = ([folder / part / name for name in names] for part in ("imagesTr", "labelsTr"))
+    label[0].unlink()  # every label file is there
+    rewrite(label[1], voxels=voxels_of(label[1]) * np.uint8(3))  # only expected values
+    rewrite(label[2], voxels=voxels_of(label[2]).astype(np.float32) * 0.7)  # whole numbers
+    rewrite(label[3], voxels=voxels_of(label[3])[:-1])  # equal shapes
+    rewrite(label[4], affine=nib.load(label[4]).affine @ np.diag([1.1, 1.1, 1.1, 1]))  # equal spacing
+    rewrite(label[5], affine=nib.load(label[5]).affine @ np.diag([-1, 1, 1, 1]))  # equal direction
+    rewrite(label[6], affine=shifted(label[6], 5.0))  # equal origin
+    rewrite(image[7], voxels=np.stack([voxels_of(image[7])] * 2, axis=-1))  # one channel
+    rewrite(image[8], voxels=np.where(voxels_of(image[8]) > 0, np.nan, 1).astype(np.float32))  # NaN in an image
+    rewrite(label[9], voxels=np.where(voxels_of(label[9]) > 0, np.nan, 0).astype(np.float32))  # NaN in a label map
+    rewrite(label[10], voxels=voxels_of(label[10]) * np.uint8(0))  # something to learn
+    cut(image[11])
+    problems = BENCHMARK.check_data(config(BENCHMARK, data_root=str(tmp_path), full_check=True))
+    expected = (
+        (listing, "numTraining is 13, but 12"),
+        (folder / "labelsTr", f"missing: {names[0]}"),
+        (label[1], "label values 3"),
+        (label[2], "no whole number, such as 0.7"),
+        (label[3], "shape"),
+        (label[4], "beside its image"),
+        (label[5], "beside its image"),
+        (label[6], "beside its image"),
+        (image[7], "expected one 3-D volume"),
+        (image[8], "NaN"),
+        (label[9], "no whole number, such as nan"),
+        (label[10], "all background"),
+        (image[11], "truncated"),
+    )
+    for file, what in expected:
+        assert [line for line in problems if line.startswith(f"{file}: ") and what in line], (file.name, problems)
+    assert len(problems) == len(expected), problems
 
 
 def test_a_damaged_listing_and_no_data_are_one_problem_each(own_copy: Path, tmp_path: Path) -> None:

@@ -22,11 +22,14 @@ from torch import nn
 from mg3d import load_model
 from mg3d.datasets.stored_geometry import published_geometry
 from mg3d.errors import CheckpointError
+from mg3d.finetuning.config import resolve_finetune_config
 from mg3d.models.checkpoint import check_resumable, describe_weights, load_weights, write_sidecar
 from mg3d.models.export import export_folder, read_folder
+from mg3d.models.finetune.weights import build_encoder, load_encoder_weights
 from mg3d.models.vision_encoders import create_vision_encoder
 from mg3d.training.checkpoint_io import AtomicCheckpointIO, check_file
 
+ONE = torch.ones(1)
 SIZES = {"depths": (2, 2), "num_heads": (2, 4), "window_size": 3}
 
 
@@ -108,6 +111,29 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"another dtype: vision_encoder\S* is torch.float16",
     ),
+    "bfloat16": (
+        lambda path: torch.save(
+            Model().checkpoint() | {"state_dict": {k: v.bfloat16() for k, v in Model().state_dict().items()}}, path
+        ),
+        r"another dtype: vision_encoder\S* is torch.bfloat16",
+    ),
+    "foreign": (lambda path: torch.save({"convInit.weight": torch.ones(2)}, path), r"convInit \(1\)|cannot be resumed"),
+    "left_over": (
+        lambda path: torch.save(
+            Model().checkpoint()
+            | {"state_dict": Model().state_dict() | {"vision_encoder.layers1c.0.layer.conv1.conv.weight": ONE}},
+            path,
+        ),
+        "SwinUNETR v2|1 unknown|residual_blocks",
+    ),
+    "other_half": (
+        lambda path: torch.save({"state_dict": Model().state_dict() | {"optimizer_states": Path("x")}}, path),
+        "more than tensors",
+    ),
+    "text_named_safetensors": (
+        lambda path: path.write_bytes((10**7).to_bytes(8, "little") + b"{" + b" " * 100),
+        "damaged|not a whole",
+    ),
     "quantised_safetensors": (
         lambda path: save_file({k: v.to(torch.int8) for k, v in Model().state_dict().items()}, path),
         "is torch.int8|not a whole",
@@ -123,6 +149,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 CONVERTIBLE = ("wrong_merging", "wrong_width")
 """Whole files of another model: a door without a model of its own has nothing to refuse."""
+OF_ANY_PRECISION = ("half_precision", "bfloat16")
+"""Fine-tuning takes them and computes on in full precision."""
 
 
 def by_load_weights(path: Path) -> None:
@@ -168,6 +196,13 @@ def by_load_model(path: Path) -> None:
     load_model(path)
 
 
+def by_fine_tuning(path: Path) -> None:
+    cfg = resolve_finetune_config({"weights": str(path)})
+    module = nn.Module()
+    module.encoder = build_encoder(cfg)
+    load_encoder_weights(module, cfg)
+
+
 DOORS: dict[str, Callable[[Path], None]] = {
     "load_weights": by_load_weights,
     "resume_from": by_resume,
@@ -175,6 +210,16 @@ DOORS: dict[str, Callable[[Path], None]] = {
     "export_folder": by_export,
     "read_folder": by_folder,
     "load_model": by_load_model,
+    "fine_tuning": by_fine_tuning,
+}
+HARMLESS: dict[str, Callable[[dict], dict]] = {
+    "module_prefix": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "position_ids": lambda state: state | {"language_encoder.embeddings.position_ids": torch.arange(4)[None]},
+    "position_index": lambda state: (
+        state | {"vision_encoder.layers1.0.blocks.0.attn.relative_position_index": torch.zeros(27, 27).long()}
+    ),
+    "classes_of_another_task": lambda state: state | {"head.weight": torch.ones(7, 16), "head.bias": torch.ones(7)},
+    "decoder": lambda state: state | {"decoder5.transp_conv.conv.weight": torch.ones(2)},
 }
 
 
@@ -184,7 +229,8 @@ def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], door: str, 
     write, message = BAD[kind]
     path = tmp_path / "weights.ckpt"
     write(path)
-    if kind in CONVERTIBLE and door in ("convert_tool", "export_folder", "load_model"):
+    own_model = door not in ("convert_tool", "export_folder", "load_model", "fine_tuning")
+    if (kind in CONVERTIBLE and not own_model) or (kind in OF_ANY_PRECISION and door == "fine_tuning"):
         DOORS[door](path)
         return
     with pytest.raises(CheckpointError) as caught:
@@ -194,6 +240,7 @@ def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], door: str, 
         assert "Traceback" not in told and len(told.splitlines()) <= 5 and "mend:" in told
     expected = message if door != "read_folder" else f"{message}|damaged|other tensors|has no model|truncated"
     assert re.search(expected, told), told
+    assert "weights_only" not in told and "trust" not in told
     assert not (tmp_path / "marker").exists()
 
 
@@ -208,6 +255,17 @@ def test_the_same_file_unharmed_passes_every_door(tmp_path: Path) -> None:
     read_folder(tmp_path / "export_folder" / "exported")
     by_load_weights(tmp_path / "export_folder" / "exported")
     by_load_weights(tmp_path / "convert_tool" / "converted.pt")
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_names_that_belong_to_no_encoder_do_no_harm(tmp_path: Path, kind: str) -> None:
+    content = Model().checkpoint()
+    for door, enter in DOORS.items():
+        place = tmp_path / door
+        place.mkdir()
+        torch.save(content | {"state_dict": HARMLESS[kind](content["state_dict"])}, place / "weights.ckpt")
+        if door not in ("resume_from", "read_folder"):  # these go on with the very same model
+            enter(place / "weights.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -252,9 +310,10 @@ def test_main_py_refuses_them_as_initial_weights_and_as_resume(
             told = [line for line in done.stderr.splitlines() if line.startswith(("error:", "  mend:"))]
             assert "Traceback" not in done.stderr and len(told) == 2, (name, key, done.stderr[-2000:])
     assert not (tmp_path / "marker").exists()
-    wide = main_py(
-        repository, [*job, f"log_dir={tmp_path / 'wide'}", f"resume_from={last}", "vision_encoder_options.embed_dim=24"]
-    )
+    words = [*job, f"resume_from={last}", "vision_encoder_options.embed_dim=24"]
+    refused = main_py(repository, [*words, f"log_dir={tmp_path / 'other'}"])
+    assert refused.returncode == 2 and "embed_dim=24, in the checkpoint 12" in refused.stderr, refused.stderr[-2000:]
+    wide = main_py(repository, [*words, f"log_dir={tmp_path / 'wide'}", "resume_allow=[vision_encoder_options]"])
     assert wide.returncode == 2 and "tensors of another shape" in wide.stderr, wide.stderr[-2000:]
     again = main_py(repository, [*job, f"log_dir={tmp_path / 'again'}", "max_steps=3", f"resume_from={last}"])
     assert again.returncode == 0, again.stderr[-2000:]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kept_checkpoints import assert_same, final_state
 from tiny_runs import compared, finish, lines, newest, resumed_step, start, wait_until
 
 pytestmark = pytest.mark.slow
@@ -42,6 +43,28 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
     log_dir = tmp_path_factory.mktemp("unbroken")
     assert finish_ranks(start_ranks(log_dir), log_dir) == [0, 0]
     return lines(newest(log_dir))
+
+
+def test_killed_after_an_epochs_end_of_a_step_limited_run(tmp_path: Path) -> None:
+    keys = {"max_steps": 16, "checkpoint_every_n_steps": 0}
+    assert finish_ranks(start_ranks(tmp_path / "whole", **keys), tmp_path / "whole") == [0, 0]
+    processes = start_ranks(tmp_path, **keys, vision_encoder_options={"sleep_s": 0.05})
+    wait_for_step(processes, tmp_path, 8)  # an epoch has six steps
+    for process in processes:
+        process.kill()
+    finish_ranks(processes, tmp_path)
+    assert finish_ranks(start_ranks(tmp_path, **keys, resume_from="last"), tmp_path) == [0, 0]
+    assert resumed_step(newest(tmp_path)) == 6
+    whole, resumed = newest(tmp_path / "whole"), newest(tmp_path)
+    assert [compared(line) for line in lines(resumed).values()] == [compared(line) for line in lines(whole).values()]
+    assert_same(final_state(whole), final_state(resumed), "")
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    assert finish_ranks(start_ranks(tmp_path, max_steps=2), tmp_path) == [0, 0]
+    alone = start(tmp_path, batch_size=4, per_gpu_batchsize=2, max_steps=4, resume_from="last")
+    assert finish(alone, tmp_path) == 2
+    assert "world_size=1, in the checkpoint 2" in (tmp_path / "output.txt").read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

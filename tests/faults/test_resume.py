@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kept_checkpoints import assert_same, final_state
 from tiny_runs import (
     CONTEXT,
     compared,
@@ -52,6 +53,15 @@ def test_killed_at_a_step(tmp_path: Path, unbroken: dict[int, dict[str, Any]], s
     broken, code = kill_after_step(tmp_path, step, vision_encoder_options=SLOW_STEPS, **keys)
     assert code == -signal.SIGKILL and max(lines(broken)) < 18
     assert expect_equal(train(tmp_path, resume_from="last", **keys), unbroken) <= step + 1
+
+
+def test_killed_after_an_epochs_end_of_a_step_limited_run(tmp_path: Path) -> None:
+    keys = {"max_steps": 16, "val_check_interval": 1.0}
+    whole = train(tmp_path / "whole", **keys)
+    kill_after_step(tmp_path, 8, vision_encoder_options=SLOW_STEPS, **keys)
+    resumed = train(tmp_path, resume_from="last", **keys)
+    assert expect_equal(resumed, lines(whole)) == 7
+    assert_same(final_state(whole), final_state(resumed), "")
 
 
 @pytest.mark.slow

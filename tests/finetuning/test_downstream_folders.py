@@ -13,7 +13,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAINS = sorted((REPOSITORY / "downstream").glob("*/main.py"))
-MAX_LINES, MAX_COPIED = 250, 5
+MAX_LINES, MAX_COPIED = 500, 5
 DEVICE = re.compile(r"\.cuda\(|cuda:\d|device\s*=\s*[\"'](cuda|gpu)|CUDA_VISIBLE_DEVICES\s*=")
 WIRING = re.compile(r"\w+=\w+,")
 ABSOLUTE = re.compile(r"[\"'](/[a-z]+){2,}|[\"'][A-Z]:\\\\")

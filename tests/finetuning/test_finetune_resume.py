@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from kept_checkpoints import assert_same, keep_every_checkpoint
 from tiny_benchmark import BALLS, OUTLINES
 
 from mg3d.errors import CheckpointError, ConfigError, MG3DError
 from mg3d.finetuning.benchmark import Benchmark
 from mg3d.finetuning.config import resolve_finetune_config
 from mg3d.finetuning.run import run
+from mg3d.training.best_checkpoints import copy_checkpoint
 from mg3d.training.callbacks import StepMonitor
 from mg3d.training.checkpoint_io import load_file
+from mg3d.training.logging_jsonl import read_lines
 
 
 class Killed(BaseException):
@@ -72,18 +74,6 @@ def result_of(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def assert_same(one: Any, other: Any, place: str = "") -> None:
-    """Equal to the last bit."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), place
-        for key in one:
-            assert_same(one[key], other[key], f"{place}.{key}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), place
-    else:
-        assert one == other, place
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Data, and the result of four epochs in one go."""
@@ -104,7 +94,7 @@ def test_resumed_run_equals_one_in_one_go(
     assert json.loads((versions[0] / "status.json").read_text(encoding="utf-8"))["state"] == "failed"
     found = go(root, tmp_path, checkpoint_every_n_steps=every, resume="last")
     assert Path(found["run_dir"]).name == "version_1"
-    assert_same(expected, result_of(found["run_dir"]))
+    assert_same(expected, result_of(found["run_dir"]), "")
 
 
 def test_killed_after_training_keeps_the_best(
@@ -120,14 +110,70 @@ def test_killed_after_training_keeps_the_best(
         with pytest.raises(Killed):
             go(root, tmp_path)
     found = go(root, tmp_path, resume="last")
-    assert_same(expected, result_of(found["run_dir"]))
+    assert_same(expected, result_of(found["run_dir"]), "")
 
 
 def test_the_best_checkpoint_resumes_too(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     root, expected = whole
     first = next((root / "whole").glob("balls-*/version_0")) / "checkpoints" / "best.ckpt"
     found = go(root, tmp_path, resume=str(first))
-    assert_same(expected, result_of(found["run_dir"]))
+    assert_same(expected, result_of(found["run_dir"]), "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "keys", [{"max_steps": 5}, {"max_epoch": 3, "schedule_interval": "epoch"}, {"max_steps": 4, "val_every_epochs": 2}]
+)
+def test_every_checkpoint_leads_to_the_same_end(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
+) -> None:
+    root, keys = whole[0], {**keys, "checkpoint_every_n_steps": 1}
+    with monkeypatch.context() as patch:
+        keep_every_checkpoint(patch, tmp_path / "kept")
+        expected = go(root, tmp_path / "whole", **keys)["run_dir"]
+    for path in sorted((tmp_path / "kept").glob("*.ckpt")):
+        beside = tmp_path / path.stem / "earlier"  # as in the folder of a run, with the best one so far
+        beside.mkdir(parents=True)
+        best = [kept for kept in sorted((tmp_path / "kept").glob("*-best.ckpt")) if kept <= path]
+        for kept in best[-1:]:
+            copy_checkpoint(kept, beside / "best.ckpt")
+        copy_checkpoint(path, beside / "last.ckpt")
+        found = go(root, tmp_path / path.stem, **keys, resume=str(beside / "last.ckpt"))["run_dir"]
+        assert_same(result_of(expected), result_of(found), path.name)
+
+
+def test_a_step_limit_resumed_at_an_epochs_end_writes_every_line_once(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root, expected = whole
+    steps = expected["steps"]["last"]
+    go(root, tmp_path, max_steps=steps // 2)
+    found = Path(go(root, tmp_path, max_steps=steps, resume="last")["run_dir"])
+    straight = Path(go(root, tmp_path / "straight", max_steps=steps)["run_dir"])
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        one, other = ([line["step"] for line in read_lines(folder / name)] for folder in (found, straight))
+        assert one == other and len(set(one)) == len(one)
+
+
+def test_what_cannot_change_is_refused_in_training_and_in_scoring(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root, _ = whole
+    folder = str(next((root / "whole").glob("balls-*/version_0")))
+    for keys, named in (
+        ({"learning_rate": 0.5}, r"learning_rate=0\.5, in the checkpoint 0\.001"),
+        ({"fold": 1}, "fold=1, in the checkpoint 0"),
+        ({"stages": ["evaluate"], "fold": 1}, "fold=1, in the checkpoint 0"),
+        ({"strength": 2.0}, r"strength=2\.0"),
+        ({"data_fraction": 1.0, "resume_allow": ["data_fraction"]}, "data: other content in training cases"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            go(root, tmp_path, resume=folder, **keys)
+    go(root, tmp_path / "scored", resume=folder, stages=["evaluate"], learning_rate=0.5, bootstrap_rounds=10)
+    config = next((tmp_path / "scored").glob("*/version_0/config.json"))
+    assert json.loads(config.read_text(encoding="utf-8"))["learning_rate"] == 0.5
+    again = go(root, tmp_path / "new", resume=folder, learning_rate=0.5, max_epoch=1, resume_weights_only=True)
+    assert again["steps"] == 2
 
 
 @pytest.mark.slow
@@ -139,7 +185,7 @@ def test_segmentation_killed_inside_an_epoch(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(Killed):
             go(tmp_path, tmp_path / "cut", OUTLINES, **keys)
     found = go(tmp_path, tmp_path / "cut", OUTLINES, **keys, resume="last")
-    assert_same(result_of(whole["run_dir"]), result_of(found["run_dir"]))
+    assert_same(result_of(whole["run_dir"]), result_of(found["run_dir"]), "")
 
 
 def test_scoring_alone_repeats_the_figures(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

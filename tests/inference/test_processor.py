@@ -172,7 +172,7 @@ def test_a_table_gives_scale_and_voxel_size_that_the_file_lacks(tmp_path: Path, 
     assert found.record["rescale"] == "applied"
     assert np.array_equal(found.volumes, processor(hu, SPACING_ZYX).volumes)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="'VolumeName' is missing"):
+    with pytest.raises(DataError, match="columns 'VolumeName'"):
         read_scan_table([tmp_path / "other.csv"])
 
 

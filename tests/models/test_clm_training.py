@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from clm_job import WORDS, read_json, step_losses, write_job, writing_config
+from kept_checkpoints import assert_same, final_state, keep_every_checkpoint
 
 from mg3d.datasets.labels import CT_RATE_LABELS
 from mg3d.errors import CheckpointError, ConfigError, DataError
@@ -76,16 +77,37 @@ def test_a_run_leaves_reports_figures_and_tables(short_run: dict[str, Any]) -> N
     assert report["from"].endswith("text") and all("crossattention" in name for name in report["new"][:-1])
 
 
-def test_a_run_with_a_published_name_can_be_resumed_exactly(job: Path, tmp_path: Path) -> None:
-    words = ["learning_rate=1e-3", "end_lr=1e-3", "drop_rate=0.1", "clm_num_beams=1", "clm_standardise=3"]
-    words.append("exp_name=task_finetune_clm")
-    straight = trainer.run(writing_config(job, tmp_path / "a", *words, "max_steps=5"))
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["max_steps=5", "max_epoch=3 max_steps=None"])
+def test_a_run_with_a_published_name_can_be_resumed_exactly(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    words = [
+        "learning_rate=1e-3",
+        "end_lr=1e-3",
+        "drop_rate=0.1",
+        "clm_num_beams=1",
+        "clm_standardise=3",
+        "per_gpu_batchsize=2",
+    ]
+    words += ["exp_name=task_finetune_clm", "evaluate=True", "checkpoint_every_n_steps=1", *limit.split()]
+    with monkeypatch.context() as patch:
+        keep_every_checkpoint(patch, tmp_path / "kept")
+        straight = Path(trainer.run(writing_config(job, tmp_path / "a", *words))["run_dir"])
+    written, losses = read_json(straight / "generated.json"), step_losses(straight)
+    whole = sorted((tmp_path / "kept").glob("*-last.ckpt"))
+    assert len(whole) > len(losses) > 4
+    for path in whole:
+        again = Path(trainer.run(writing_config(job, tmp_path / path.stem, *words, f"resume_from={path}"))["run_dir"])
+        found = step_losses(again) if (again / "metrics.jsonl").exists() else {}  # no step was left
+        assert found == {step: losses[step] for step in found}, path.name
+        assert_same(final_state(straight), final_state(again), path.name)
     first = trainer.run(writing_config(job, tmp_path / "b", *words, "max_steps=3"))
-    last = Path(first["run_dir"]) / "checkpoints" / "last.ckpt"
-    resumed = trainer.run(writing_config(job, tmp_path / "b", *words, "max_steps=5", f"resume_from={last}"))
-    wanted, found = (step_losses(Path(run["run_dir"])) for run in (straight, resumed))
-    assert sorted(found) == [4, 5]
-    assert found == pytest.approx({step: wanted[step] for step in found}, rel=1e-5)
+    best_before = {path.name for path in (Path(first["run_dir"]) / "checkpoints").glob("best-*.ckpt")}
+    resumed = Path(trainer.run(writing_config(job, tmp_path / "b", *words, "resume_from=last"))["run_dir"])
+    assert best_before and step_losses(resumed) == losses
+    assert read_json(resumed / "generated.json") == written
+    assert read_json(resumed / "metrics.json")["weights"] == read_json(straight / "metrics.json")["weights"]
 
 
 def test_a_report_writer_is_tested_as_it_was_left(short_run: dict[str, Any], job: Path, tmp_path: Path) -> None:

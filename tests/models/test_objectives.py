@@ -147,7 +147,7 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize(("switch", "changed"), SWITCHES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("switch", "changed"), SWITCHES, ids=[str(switch)[:40] for switch, _ in SWITCHES])
 def test_a_switch_changes_what_it_should(switch, changed):
     batch, plain, other = tiny_batch(false_images=1), everything(), everything(**switch)
     missing, unexpected = other.load_state_dict(plain.state_dict(), strict=False)

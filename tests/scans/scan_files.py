@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import SimpleITK
 from nibabel.orientations import apply_orientation, inv_ornt_aff
-from prepro_builders import chest
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SPACING_XYZ = (2.0, 2.5, 3.0)
@@ -59,6 +58,8 @@ def itk_image(stored_xyz: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
 
 def made_scan(path: Path) -> Path:
     """Write a chest in voxels of 4 mm; with ``turned`` in its name the header turns it by 20 degrees in plane."""
+    from prepro_builders import chest
+
     affine = LPS @ np.diag([4.0, 4.0, 4.0, 1.0])
     if "turned" in path.name:
         cosine, sine = np.cos(np.radians(20)), np.sin(np.radians(20))

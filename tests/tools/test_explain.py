@@ -158,7 +158,7 @@ def test_bad_input_is_refused_and_leaves_nothing(
     rest = ("--weights", weights, "--out", out)
     assert "one report is needed" in refusal(capsys, main, scan, *rest)
     assert "one report is needed" in refusal(capsys, main, scan, *rest, *TEXT, "--report", scan)
-    assert "is no text" in refusal(capsys, main, scan, *rest, "--report", scan)
+    assert "no text" in refusal(capsys, main, scan, *rest, "--report", scan)
     assert "empty" in refusal(capsys, main, scan, *rest, "--findings", " nan ", "--impression", "")
     assert "no such" in refusal(capsys, main, tmp_path / "none.nii", *rest, *TEXT)
     assert "no weights" in refusal(capsys, main, scan, "--weights", tmp_path / "w.ckpt", "--out", out, *TEXT)

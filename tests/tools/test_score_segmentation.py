@@ -149,7 +149,7 @@ def test_refusals_name_both_grids_and_the_mend(tmp_path: Path, capsys: pytest.Ca
     assert "0.4 mm" in told and "first voxel at (0.40" in told
     other = refusal(capsys, main, truth, save(tmp_path / "size.nii.gz", blob(), np.diag([0.8, 0.8, 2.0, 1])))
     assert "0.8 x 0.8 x 2 mm" in other and "0.8 x 0.8 x 2.5 mm" in other
-    assert "not whole" in refusal(capsys, main, truth, save(tmp_path / "f.nii.gz", blob() * 0.5))
+    assert "no whole number, such as 0.5" in refusal(capsys, main, truth, save(tmp_path / "f.nii.gz", blob() * 0.5))
     assert "-1000" in refusal(capsys, main, truth, save(tmp_path / "ct.nii.gz", blob().astype(np.int16) - 1000))
     assert "neither map holds" in refusal(
         capsys, main, *(save(tmp_path / f"e{k}.nii.gz", blob() * np.uint8(0)) for k in range(2))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kept_checkpoints import assert_same, final_state, keep_every_checkpoint
 from tiny_runs import compared, lines
 from tiny_task import TINY_TASK, tiny_config
 
-from mg3d.training.checkpoint_io import AtomicCheckpointIO, save_file, sidecar_path
+from mg3d.training.checkpoint_io import save_file
 from mg3d.training.trainer import run
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -30,44 +30,16 @@ def train(log_dir: Path, **keys: Any) -> Path:
     return Path(run(tiny_config(log_dir=str(log_dir), **keys), TINY_TASK)["run_dir"])
 
 
-def keep_every_checkpoint(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Copy each checkpoint as soon as it is written, with its digest, as a kill at that instant would leave it."""
-    write = AtomicCheckpointIO.save_checkpoint
-    folder.mkdir()
-
-    def save(self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: str | Path, **more: Any) -> None:
-        write(self, checkpoint, path, **more)
-        copy = folder / f"{len(list(folder.glob('*.ckpt'))):02d}-{Path(path).name}"
-        shutil.copy(path, copy)
-        sidecar_path(copy).write_text(sidecar_path(Path(path)).read_text().replace(Path(path).name, copy.name))
-
-    patch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
-
-
 def trace(run_dir: Path) -> dict[str, Any]:
     """What a run left, without its clock."""
     last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     return {
         "lines": {step: compared(line) for step, line in lines(run_dir).items()},
         "metrics": json.loads((run_dir / "metrics.json").read_text()),
-        "weights": last["state_dict"],
-        "optimizer": last["optimizer_states"][0]["state"],
-        "place": last.get("mg3d_position"),
+        **final_state(run_dir),
         "random": last["mg3d_rng"][0],
         "logger step": last["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"],
     }
-
-
-def assert_same(one: Any, other: Any, place: str) -> None:
-    """Equal to the last bit."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), place
-        for key in one:
-            assert_same(one[key], other[key], f"{place}.{key}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), place
-    else:
-        assert one == other, place
 
 
 FAST = ("steps", "steps accumulated", "steps to an epoch's end")

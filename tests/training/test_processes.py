@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
-from mg3d.errors import ConfigError
+from mg3d.errors import ConfigError, RunFailedError
+from mg3d.training import hardware
+from mg3d.training.failures import told_plainly
 from mg3d.training.hardware import cluster_environment
-from mg3d.training.processes import detect_layout
+from mg3d.training.processes import ProcessLayout, detect_layout
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -27,6 +31,7 @@ SLURM = {
     "SLURM_LOCALID": "0",
     "SLURM_NODEID": "1",
     "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
     "SLURM_JOB_NAME": "mg3d",
     "SLURM_NODELIST": "gpu[07-08]",
 }
@@ -83,3 +88,53 @@ def test_a_launcher_that_contradicts_the_config_is_refused(
     with pytest.raises(ConfigError, match=message) as caught:
         detect_layout(num_gpus, num_nodes, environ)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("step", [None, "", "batch", "4294967291", "4294967290"])
+def test_a_job_of_several_tasks_without_srun_is_refused_at_once(step: str | None) -> None:
+    environ = {key: value for key, value in SLURM.items() if key != "SLURM_STEP_ID"}
+    with pytest.raises(ConfigError, match="start with srun"):
+        detect_layout(0, 2, environ if step is None else environ | {"SLURM_STEP_ID": step})
+    alone = environ | {"SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_PROCID": "0"}
+    assert detect_layout(0, 1, alone).world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not"),
+        ({"RANK": "1"}, "WORLD_SIZE is not"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "29500"}, "MASTER_ADDR is not set"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "RANK=2"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "p"}, "MASTER_PORT"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE"),
+    ],
+)
+def test_half_of_the_variables_of_a_launcher_is_refused(environ: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        detect_layout(0, 1, environ)
+
+
+def test_leftover_variables_of_a_single_process_do_no_harm() -> None:
+    for environ in ({"WORLD_SIZE": "1"}, {"RANK": "0"}, {"LOCAL_RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "1"}):
+        assert detect_layout(0, 1, environ).world_size == 1
+
+
+@pytest.mark.parametrize(("rank", "address", "awaited"), [(0, "127.0.0.1", "others"), (1, "nowhere.invalid", "rank 0")])
+def test_a_process_that_waits_says_for_whom_and_blames_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, rank: int, address: str, awaited: str
+) -> None:
+    port = "29611"
+    environ = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": address, "MASTER_PORT": port}
+    for key, value in environ.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(hardware, "WAITING_S", 0.1)
+    monkeypatch.setattr(hardware, "PROCESS_GROUP_TIMEOUT", timedelta(seconds=2))
+    layout = ProcessLayout("torchrun", 1, 2, rank, rank, address)
+    with caplog.at_level("WARNING", "mg3d"), pytest.raises(RunFailedError) as caught:
+        with told_plainly(), hardware.process_group(layout, hardware.Hardware("cpu", 2, "32-true", 2, "auto")):
+            raise AssertionError("unreachable")
+    assert (
+        f"rank {rank} of 2 waits for" in caplog.text and awaited in caplog.text and f"{address}:{port}" in caplog.text
+    )
+    assert "in vain" in caught.value.message and "another process" not in str(caught.value)

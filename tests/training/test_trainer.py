@@ -18,7 +18,7 @@ from mg3d.training import hardware
 from mg3d.training.checkpoint_io import read_sidecar, save_file
 from mg3d.training.logging_jsonl import JsonLines, read_lines
 from mg3d.training.processes import ProcessLayout
-from mg3d.training.steps import accumulation, training_steps
+from mg3d.training.steps import accumulation, training_steps, validation_interval
 from mg3d.training.trainer import run
 
 
@@ -99,6 +99,16 @@ def test_steps_are_counted_without_asking_the_trainer() -> None:
     assert training_steps(tiny_config(max_steps=7), batches, 1) == 7
     assert accumulation(tiny_config(batch_size=3, per_gpu_batchsize=4), 1) == 1
     assert accumulation(tiny_config(batch_size=32, per_gpu_batchsize=4), 4) == 2
+
+
+def test_validation_comes_between_two_optimizer_steps() -> None:
+    def interval(given: float, batch_size: int, batches: int) -> float:
+        return validation_interval(tiny_config(val_check_interval=given, batch_size=batch_size), batches, 1)
+
+    assert interval(0.5, 4, 6) == 0.5 and interval(1.0, 16, 6) == 1.0 and interval(3, 4, 6) == 3
+    assert interval(0.5, 8, 6) == 4 and interval(3, 8, 10) == 4 and interval(5, 16, 6) == 6
+    with pytest.raises(ConfigError, match="val_check_interval=7"):
+        interval(7, 4, 6)
 
 
 def test_a_step_limit_ends_the_run_and_the_final_weights_are_validated(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from mg3d.datasets.volume import TARGET_SPACING_MM, WINDOW_HU, quantise_grey
 from mg3d.errors import DataError
 from tools.gallery.items import Problem, Study, Voxels
 
+PACK_AGAIN = "pack it again"
 _NAME = re.compile(r"(?P<corpus>.+)_(?P<split>train|val|test)(?:-\d{5}-of-\d{5})?$")
 _RECORDED = {
     "stored_shape_DHW": "acquired voxels (z, y, x)",
@@ -160,7 +161,7 @@ def _open_text(path: Path) -> pa.ipc.RecordBatchFileReader:
         options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
         return pa.ipc.open_file(source, options=options)
     except (pa.ArrowException, OSError) as problem:
-        raise DataError(f"cannot be opened ({_short(problem)})", "pack it again", path=str(path)) from problem
+        raise DataError(f"cannot be opened ({_short(problem)})", PACK_AGAIN, path=str(path)) from problem
 
 
 def _batch_ends(table: ArrowTable, text: pa.ipc.RecordBatchFileReader) -> list[int]:
@@ -176,10 +177,10 @@ def _read_batch(file: _File, number: int) -> list[dict[str, Any]]:
         batch.validate(full=True)
         rows = batch.to_pylist()
     except _ROW_ERRORS as problem:
-        raise DataError(f"the row cannot be read ({_short(problem)})") from problem
+        raise DataError(f"the row cannot be read ({_short(problem)})", PACK_AGAIN) from problem
     empty = [name for row in rows for name in ("image_id", "split") if row[name] is None]
     if empty:
-        raise DataError(f"column {empty[0]} is null")
+        raise DataError(f"column {empty[0]} is null", PACK_AGAIN)
     return rows
 
 

@@ -9,18 +9,16 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import io_orientation, ornt_transform
 
 from mg3d.errors import DataError
 from mg3d.scans.itk_image import ras_affine, read_image
+from mg3d.scans.label_maps import MAX_SHIFT_VOXELS, grid_affine, largest_shift_mm, on_axes_of, whole_labels
 from mg3d.scans.raw_volume import RawVolume, shortest_decimals
 from mg3d.scans.read import SCAN_SUFFIXES, read_scan
 
-MAX_SHIFT_OF_VOXEL = 0.01
 MEMORY_OF_OTHERS = 4 << 30
 OTHER_SUFFIXES = (".mgz", ".mgh", ".img", ".hdr", ".gipl", ".vtk", ".tif", ".tiff")
 RESAMPLE = "resample one onto the grid of the other first (nearest neighbour), knowing what that changes"
-ROUND = "label maps hold whole numbers: threshold or round it first"
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def read_label_map(path: Path) -> LabelMap:
         the map with its grid.
 
     Raises:
-        DataError: unreadable, not three-dimensional, without voxel size, or not whole numbers.
+        DataError: unreadable, not three-dimensional, without voxel size, or further than 0.001 from whole numbers.
     """
     if not path.exists():
         raise DataError("no such file", "check the path", path=str(path))
@@ -60,10 +58,7 @@ def read_label_map(path: Path) -> LabelMap:
     raw = read_scan(path) if known else _read_elsewhere(path)
     if raw.spacing_mm is None:
         raise DataError("it names no voxel size, so distances are unknown", "save it with spacing", path=str(path))
-    affine = raw.affine
-    if not raw.oriented:
-        affine = affine @ np.diag([*raw.spacing_mm, 1.0])
-    return LabelMap(_whole(raw, path), affine, raw.spacing_mm, path)
+    return LabelMap(_labels(raw, path), grid_affine(raw), raw.spacing_mm, path)
 
 
 def on_grid_of(pred: LabelMap, truth: LabelMap) -> LabelMap:
@@ -79,35 +74,17 @@ def on_grid_of(pred: LabelMap, truth: LabelMap) -> LabelMap:
     Raises:
         DataError: other shape, voxel size, place or direction.
     """
-    turned = _with_axes_of(pred, truth)
+    labels, affine = on_axes_of(pred.labels_xyz, pred.affine, truth.affine)
+    first, second, third = np.linalg.norm(affine[:3, :3], axis=0)
+    turned = LabelMap(labels, affine, (float(first), float(second), float(third)), pred.path)
     if turned.labels_xyz.shape != truth.labels_xyz.shape:
         shapes = f"shape {pred.labels_xyz.shape} does not fit {truth.labels_xyz.shape} of {truth.path}"
         raise DataError(shapes, RESAMPLE, path=str(pred.path))
-    shift = _largest_shift_mm(turned, truth)
-    if shift > MAX_SHIFT_OF_VOXEL * min(truth.spacing_mm):
+    shift = largest_shift_mm(affine, truth.affine, labels.shape)
+    if shift > MAX_SHIFT_VOXELS * min(truth.spacing_mm):
         grids = f"{_grid(pred)} against {_grid(truth)} of {truth.path}"
         raise DataError(f"the grids differ by up to {shift:.3g} mm: {grids}", RESAMPLE, path=str(pred.path))
     return turned
-
-
-def _with_axes_of(pred: LabelMap, truth: LabelMap) -> LabelMap:
-    change = ornt_transform(io_orientation(pred.affine), io_orientation(truth.affine))
-    if np.array_equal(change, [[0, 1], [1, 1], [2, 1]]):
-        return pred
-    affine = pred.affine @ nib.orientations.inv_ornt_aff(change, pred.labels_xyz.shape)
-    spacing = [0.0, 0.0, 0.0]
-    for axis, (target, _) in enumerate(change):
-        spacing[int(target)] = pred.spacing_mm[axis]
-    turned = nib.apply_orientation(pred.labels_xyz, change)
-    return LabelMap(turned, affine, (spacing[0], spacing[1], spacing[2]), pred.path)
-
-
-def _largest_shift_mm(first: LabelMap, second: LabelMap) -> float:
-    """Largest distance between the places that both grids give to a corner voxel."""
-    ends = [(0, size - 1) for size in first.labels_xyz.shape]
-    corners = np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, -1)
-    places = [grid.affine[:3, :3] @ corners + grid.affine[:3, 3:] for grid in (first, second)]
-    return float(np.linalg.norm(places[0] - places[1], axis=0).max())
 
 
 def _grid(label_map: LabelMap) -> str:
@@ -116,14 +93,8 @@ def _grid(label_map: LabelMap) -> str:
     return f"{spacing} mm, axes {''.join(nib.aff2axcodes(label_map.affine))}, first voxel at ({origin})"
 
 
-def _whole(raw: RawVolume, path: Path) -> np.ndarray:
-    values = np.asarray(raw.voxels_xyz)
-    if (raw.slope, raw.intercept) != (1.0, 0.0):
-        values = values * raw.slope + raw.intercept
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or (values != np.rint(values)).any():
-            raise DataError("it holds numbers that are not whole", ROUND, path=str(path))
-        values = values.astype(np.int32)
+def _labels(raw: RawVolume, path: Path) -> np.ndarray:
+    values = whole_labels(raw, path)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > np.iinfo(np.int32).max:
         raise DataError(f"labels must be 0 or more, it holds {low} to {high}", "is it an image?", path=str(path))

@@ -68,7 +68,8 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         write_csv(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
         return
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def check_out(path: Path | None) -> None:

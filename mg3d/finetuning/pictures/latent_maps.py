@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mg3d.atomic import atomic_path
 from mg3d.errors import ConfigError, EnvironmentProblem
 
 __all__ = ["METHODS", "check_maps", "draw_latent_maps", "plane"]
@@ -102,5 +103,6 @@ def draw_latent_maps(
         axes.set_axis_off()
         axes.legend(loc="upper right")
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=dpi)
+        with atomic_path(paths[-1]) as partial:
+            figure.savefig(partial, dpi=dpi, format="png")
     return paths

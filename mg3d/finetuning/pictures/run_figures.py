@@ -112,10 +112,11 @@ def overlay_files_png(
     Returns:
         the path.
     """
+    from mg3d.scans.label_maps import grid_affine, on_axes_of, whole_labels
     from mg3d.scans.read import read_scan
 
     scan, true, found = (read_scan(file) for file in (image, truth, pred))
-    raw = np.rint(true.voxels_xyz * true.slope + true.intercept).astype(np.int64)
+    raw, _ = on_axes_of(whole_labels(true, truth), grid_affine(true), grid_affine(scan))
     mapped = np.zeros(raw.shape, dtype=np.uint8)
     for label, index in label_map.items():
         mapped[raw == label] = index

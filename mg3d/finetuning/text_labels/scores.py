@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import classification_report, multilabel_confusion_matrix
 
+from mg3d.atomic import atomic_path, write_text_atomically
 from mg3d.datasets.keyword_labels import label_all_by_keywords
 from mg3d.datasets.labelled_reports import LabelledReports
 from mg3d.datasets.labels import CT_RATE_LABELS
@@ -118,8 +119,9 @@ def write_files(folder: Path, probabilities: np.ndarray, test: LabelledReports) 
     decided = (probabilities > THRESHOLD).astype(np.int8)
     names = list(test.names)
     text = classification_report(test.labels, decided, target_names=names, zero_division=0, digits=4)
-    (folder / "test_classification_report.txt").write_text(text, encoding="utf-8")
-    np.save(folder / "test_confusion_matrix.npy", multilabel_confusion_matrix(test.labels, decided))
+    write_text_atomically(folder / "test_classification_report.txt", text)
+    with atomic_path(folder / "test_confusion_matrix.npy") as partial, partial.open("wb") as stream:
+        np.save(stream, multilabel_confusion_matrix(test.labels, decided))
     rows = finding_table(test.labels, decided, names)
     columns = ("precision", "recall", "f1")
     weighted = [_weighted([row[key] for row in rows], [row["support"] for row in rows]) for key in columns]

@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from mg3d import __version__
+from mg3d.atomic import atomic_path
 from mg3d.errors import ConfigError, MG3DError
 from mg3d.models.checkpoint import CoverageReport, describe_weights, read_weights_file
 from mg3d.models.distributed import is_distributed
@@ -262,8 +263,8 @@ class VocabularyModule(FrozenFeaturesModule):
     def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("image_latents", "text_latents"):
-            np.savez_compressed(folder / f"{name}.npz", data=self.case_arrays[name][:, None])
-        np.savez_compressed(folder / "report_to_volume.npz", data=self.case_arrays["similarity"])
+            _save_array(folder / f"{name}.npz", self.case_arrays[name][:, None])
+        _save_array(folder / "report_to_volume.npz", self.case_arrays["similarity"])
 
     # ---------------------------------------------------------------- optimisation and checkpoints
     def configure_optimizers(self) -> Any:
@@ -364,3 +365,8 @@ def _stored_width(cfg: FinetuneConfig) -> int:
     tensors = read_weights_file(cfg.weights).tensors
     found = tensors.get("local_img_cross_multihead_attention.0.query1.weight")
     return 0 if found is None else int(found.shape[0])
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        np.savez_compressed(stream, data=array)

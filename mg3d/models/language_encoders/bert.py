@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.errors import ConfigError
+from mg3d.models.language_encoders.checks import OFFSET_POSITIONS
 
 MASKED_OUT = -10000.0
 """Additive attention bias of masked tokens (spec pretraining 7.1); finite, so a fully masked row stays finite."""
@@ -61,7 +62,7 @@ class BertTextEncoder(nn.Module):
     @property
     def max_length(self) -> int:
         """Largest number of tokens the position table allows."""
-        reserved = int(self.config.pad_token_id or 0) + 1 if "roberta" in self.config.model_type else 0
+        reserved = int(self.config.pad_token_id or 0) + 1 if self.config.model_type in OFFSET_POSITIONS else 0
         return int(self.config.max_position_embeddings) - reserved
 
     def plain_config(self) -> dict[str, Any]:

@@ -7,19 +7,25 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mg3d.errors import ConfigError, EnvironmentProblem
+from mg3d.errors import ConfigError, EnvironmentProblem, MG3DError
 from mg3d.models.language_encoders.bert import BertTextEncoder
+from mg3d.models.language_encoders.checks import (
+    check_architecture,
+    check_folder,
+    check_tokenizer,
+    read_tokenizer_folder,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-HUB_DEADLINE_S = 5.0
+HUB_DEADLINE_S = 4.0
 """Seconds the hub gets to answer at all."""
 
 PROGRAM_OF_BERT, TOKENIZER_OF_BERT = "cxr-bert", "CXRBertTokenizer"
@@ -50,16 +56,20 @@ def create_text_encoder(
 
     Raises:
         EnvironmentProblem: the directory is incomplete, or the hub and its cache do not have the model.
-        ConfigError: the model is not BERT-like, or its weights do not cover the architecture.
+        ConfigError: the model is not BERT-like, its sizes are impossible, its weights do not cover the architecture, or
+            hold more than tensors.
     """
     from transformers import AutoModel
 
     source, options = _locate(name_or_dir)
+    if Path(source).is_dir():
+        check_folder(Path(source), _local_mend(name_or_dir), weights=not random_init)
     config = _guarded(name_or_dir, _read_config, source, **options)
     if drop_rate is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = drop_rate
     if random_init:
-        return BertTextEncoder(AutoModel.from_config(config), frozen=frozen, eval_mode=eval_mode)
+        model = _guarded(name_or_dir, lambda _: AutoModel.from_config(config), source)
+        return BertTextEncoder(model, frozen=frozen, eval_mode=eval_mode)
     with _no_progress_bars():
         model, info = _guarded(
             name_or_dir, AutoModel.from_pretrained, source, config=config, output_loading_info=True, **options
@@ -76,11 +86,16 @@ def create_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
 
     Raises:
         EnvironmentProblem: the directory is incomplete, or the hub and its cache do not have the tokenizer.
+        ConfigError: special tokens or words are missing, or do not fit the text encoder in the same directory.
     """
     source, options = _locate(name_or_dir, probe="tokenizer_config.json")
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in _TOKENIZER_FILES):
         raise EnvironmentProblem(f"{source} holds no tokenizer", f"put {' or '.join(_TOKENIZER_FILES[:2])} into it")
-    return _guarded(name_or_dir, _read_tokenizer, source, **options)
+    beside = read_tokenizer_folder(Path(source), _local_mend(name_or_dir)) if Path(source).is_dir() else None
+    tokenizer = _guarded(name_or_dir, _read_tokenizer, source, **options)
+    check_tokenizer(tokenizer, name_or_dir, beside or _config_of_hub(source, **options))
+    tokenizer.chat_template = None  # of no use here, and its names become file names when a tokenizer is saved
+    return tokenizer
 
 
 def _read_config(source: str, **options: Any) -> Any:
@@ -91,9 +106,30 @@ def _read_config(source: str, **options: Any) -> Any:
     from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
     stored, _ = PreTrainedConfig.get_config_dict(source, **options)
+    check_architecture(stored, source)
+    _refuse_adapter(source, options)
     if stored.get("model_type") != PROGRAM_OF_BERT:
         return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     return BertConfig(**{key: value for key, value in stored.items() if key not in ("model_type", "auto_map")})
+
+
+def _config_of_hub(source: str, **options: Any) -> dict[str, Any] | None:
+    """Architecture that a hub id stands for; None for a directory, or where there is none."""
+    from transformers import PreTrainedConfig
+
+    if Path(source).is_dir():
+        return None
+    with suppress(OSError, ValueError):
+        return PreTrainedConfig.get_config_dict(source, **options)[0]
+    return None
+
+
+def _refuse_adapter(source: str, options: dict[str, Any]) -> None:
+    """An adapter makes transformers load the model that it names instead."""
+    from transformers.utils import find_adapter_config_file, is_peft_available
+
+    if not Path(source).is_dir() and is_peft_available() and find_adapter_config_file(source, **options):
+        raise ConfigError(f"{source} is an adapter of another model", "merge the adapter into the model")
 
 
 def _read_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -192,12 +228,12 @@ def ask_hub(name: str, file: str, mend: str) -> None:
 
 
 def _guarded(name: str, load: Any, source: str, **options: Any) -> Any:
-    from huggingface_hub.errors import HfHubHTTPError
-    from safetensors import SafetensorError
-
+    """Call a loader of transformers; whatever it raises becomes one message."""
     try:
         return load(source, **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, HfHubHTTPError) as error:
+    except MG3DError:
+        raise
+    except Exception as error:  # a bad file can fail in any way
         where = "directory" if Path(source).is_dir() else "local cache" if options.get("local_files_only") else "hub"
         raise EnvironmentProblem(
             f"cannot load the text encoder {name!r} from the {where}: {_first_line(error)}", _local_mend(name)
@@ -240,4 +276,7 @@ def _local_mend(name: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
+    if lines and ("weights_only" in str(error) or "trust_remote_code" in str(error)):
+        return "it holds more than tensors and plain values, or wants its own program to be run"
+    kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__} "
+    return f"{kind}{lines[0] if lines else ''}"[:200].strip() or type(error).__name__
