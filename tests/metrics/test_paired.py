@@ -98,3 +98,31 @@ def test_entries_of_several_metrics_at_once() -> None:
     assert entries["mean"]["mean"] == 1.5 and entries["mean"]["n"] == 4
     assert entries["mean"]["ci95"][0] < 1.5 < entries["mean"]["ci95"][1]
     assert entries["never"] == {"mean": None, "ci95": None, "n": 4}
+
+
+def test_p_values_by_hand() -> None:
+    """Every round of a steady gain lies above 0: twice one of (rounds + 1); no difference at all is certain."""
+    patients = [str(k) for k in range(6)]
+    a = np.array([0.1, 0.5, 0.2, 0.9, 0.4, 0.3])
+    for sign in (1.0, -1.0):
+        assert compare_values(a, a + sign * 0.1, patients, rounds=99).p_bootstrap == pytest.approx(2 / 100)
+    same = compare_values(a, a, patients, rounds=99)
+    assert same.p_bootstrap == 1.0 and math.isnan(same.p_wilcoxon)
+    undefined = paired_difference(lambda w: w[:, 0] * math.nan, lambda w: w[:, 0] * math.nan, patients, rounds=9)
+    assert undefined.ci95 is None and math.isnan(undefined.p_bootstrap)
+    assert vars(compare_values(a, a + 0.1, patients)) == vars(compare_values(a, a + 0.1, patients, 2000, 0))
+
+
+def test_the_signed_rank_test_is_over_the_means_of_patients() -> None:
+    a, b = np.zeros(7), np.array([0.3, 0.1, 0.2, -0.1, 0.5, 0.6, 0.7])
+    patients = ["a", "a", "b", "c", "d", "e", "f"]
+    wanted = stats.wilcoxon([0.2, 0.2, -0.1, 0.5, 0.6, 0.7]).pvalue
+    assert compare_values(a, b, patients, rounds=9).p_wilcoxon == pytest.approx(wanted)
+
+
+def test_rows_without_a_patient_are_patients_of_their_own() -> None:
+    rows = [{"id": str(k), "dice": str(0.1 * k), "patient": "one" if k < 3 else ""} for k in range(6)]
+    better = [row | {"dice": str(float(row["dice"]) + 0.05)} for row in rows]
+    found = compare_rows(rows, better, "dice", rounds=50)
+    assert (found.n, found.patients) == (6, 4) and found.difference == pytest.approx(0.05)
+    assert vars(found) == vars(compare_rows(rows, better, "dice", ("id", "class"), 50, 0))

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mg3d.datasets.volume import resampled_size, to_unit_range
-from mg3d.scans.geometry import RAS_TO_LPS, Geometry, canonical_with_affine, grid_spacing, plan_axes, resample_crop
+from mg3d.scans.geometry import (
+    RAS_TO_LPS,
+    Geometry,
+    canonical_with_affine,
+    grid_spacing,
+    plan_axes,
+    resample_crop,
+    to_canonical,
+)
 
 SHAPES = st.tuples(*[st.integers(2, 12)] * 3)
 SPACINGS = st.tuples(*[st.floats(0.3, 5.0)] * 3)
@@ -86,3 +94,28 @@ def test_windowing_is_monotone_and_bounded_for_every_window(values: list[int], l
     unit = to_unit_range(hu, (low, low + width))
     assert (np.diff(unit) >= 0).all() and unit.min() >= 0.0 and unit.max() <= 1.0
     assert (unit[hu <= low] == 0).all() and unit[hu >= low + width] == pytest.approx(1.0)
+
+
+def test_the_spacing_of_corner_to_corner_grids() -> None:
+    whole = Geometry(size=(9, 3, 1), target_spacing_mm=None, crop_fractions=(1.0, 1.0, 1.0))
+    found = grid_spacing(plan_axes((5, 5, 5), (2.0, 2.0, 2.0), whole, align_corners=True))
+    assert found == pytest.approx((1.0, 4.0, 8.0))
+    assert grid_spacing(plan_axes((5, 5, 5), (2.0, 2.0, 2.0), whole)) == pytest.approx((10 / 9, 10 / 3, 10.0))
+
+
+@pytest.mark.parametrize("degrees", [5.0, 20.0, 40.0])
+@pytest.mark.parametrize("shape", [(11, 12, 9), (10, 13, 8)])
+def test_a_straightened_scan_holds_its_box_on_a_grid_of_the_same_parity(degrees: float, shape: tuple) -> None:
+    """The canonical box of the corners, at most two voxels larger, an even number larger than the stored grid."""
+    angle = np.radians(degrees)
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    affine[:2, :2] = turn @ affine[:2, :2]
+    straight, spacing, tilt = to_canonical(np.full(shape, 100, np.int16), affine, (2.0, 2.0, 3.0), fill=-1000.0)
+    assert tilt == pytest.approx(degrees) and spacing == (3.0, 2.0, 2.0)
+    x, y = 2.0 * (shape[0] - 1), 2.0 * (shape[1] - 1)
+    box = [3.0 * (shape[2] - 1), abs(turn[1]) @ (x, y), abs(turn[0]) @ (x, y)]
+    for got, stored, step, wanted in zip(straight.shape, shape[::-1], spacing, box, strict=True):
+        assert wanted - 0.01 <= (got - 1) * step <= wanted + 2 * step and (got - stored) % 2 == 0
+    assert straight[shape[2] // 2, straight.shape[1] // 2, straight.shape[2] // 2] == pytest.approx(100)
+    assert straight[0, 0, 0] == pytest.approx(-1000)
