@@ -29,7 +29,7 @@ def memory_gib(field: str) -> float:
     status = Path("/proc/self/status")
     if not status.is_file():  # only the largest value is to be had outside Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB
-    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024 / GIB
 
 

@@ -26,7 +26,6 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 from benchmarks.harness import ROOT
 
@@ -110,11 +109,11 @@ def mutants(source: str) -> list[tuple[int, str, ast.Module]]:
     return found
 
 
-class Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
     """Gives a changed tree in place of one module."""
 
     def __init__(self, name: str, path: Path, tree: ast.Module) -> None:
-        self.name, self.path, self.code = name, path, compile(tree, str(path), "exec")
+        self.name, self.path, self.source = name, path, ast.unparse(tree).encode()
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Spec of the one module."""
@@ -122,9 +121,13 @@ class Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
 
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the changed code."""
-        exec(self.code, module.__dict__)
+    def get_filename(self, fullname: str) -> str:
+        """Place of the unchanged module."""
+        return str(self.path)
+
+    def get_data(self, path: str | bytes) -> bytes:
+        """The changed source."""
+        return self.source
 
 
 def outcome(name: str, path: Path, tree: ast.Module, tests: Sequence[str], limit_s: float) -> int:

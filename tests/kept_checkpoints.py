@@ -21,7 +21,9 @@ def keep_every_checkpoint(patch: pytest.MonkeyPatch, folder: Path) -> None:
         write(self, checkpoint, path, **more)
         copy = folder / f"{len(list(folder.glob('*.ckpt'))):02d}-{Path(path).name}"
         shutil.copy(path, copy)
-        sidecar_path(copy).write_text(sidecar_path(Path(path)).read_text().replace(Path(path).name, copy.name))
+        sidecar_path(copy).write_text(
+            sidecar_path(Path(path)).read_text(encoding="utf-8").replace(Path(path).name, copy.name)
+        )
 
     patch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
 

@@ -86,7 +86,7 @@ def test_a_full_disk_gives_one_message_and_leaves_the_older_file(tmp_path: Path,
         WRITERS[kind](partial)
     assert caught.value.path == str(path) and caught.value.exit_code == 1
     assert "free" in str(caught.value) and str(partial) not in str(caught.value)
-    assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text(encoding="utf-8") == "older" and list(tmp_path.iterdir()) == [path]
 
 
 def test_too_little_room_is_seen_before_anything_is_written(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_an_error_of_the_content_is_no_error_of_the_disk(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="odd"), atomic_path(tmp_path / "a"):
         raise ValueError("odd")
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
-        (tmp_path.parent / "no such input").read_text()
+        (tmp_path.parent / "no such input").read_text(encoding="utf-8")
     with pytest.raises(DataError), atomic_folder(tmp_path / "b"):
         raise DataError("bad scan")
     assert list(tmp_path.iterdir()) == []
@@ -128,7 +128,7 @@ def test_a_folder_takes_the_place_of_an_older_one_and_a_failure_leaves_that(tmp_
     with pytest.raises(RuntimeError), atomic_folder(out) as partial:
         (partial / "a").write_text("2")
         raise RuntimeError("stopped")
-    assert (out / "a").read_text() == "1"
+    assert (out / "a").read_text(encoding="utf-8") == "1"
     with small_files(), pytest.raises(OutputError) as caught, atomic_folder(out) as partial:
         save_file({"a": torch.zeros(100_000)}, partial / "weights")
     assert caught.value.path == str(out)
@@ -153,7 +153,7 @@ def test_a_device_is_written_as_it_is_and_never_replaced() -> None:
 def test_long_and_odd_names_can_be_written(tmp_path: Path) -> None:
     for name in ("a" * 250, "\u00e9" * 120, "a\nb \x1b[31m", os.fsdecode(b"\xff\xfe")):
         write_text_atomically(tmp_path / name, "text")
-        assert (tmp_path / name).read_text() == "text"
+        assert (tmp_path / name).read_text(encoding="utf-8") == "text"
     assert len(list(tmp_path.iterdir())) == 4
 
 

@@ -245,7 +245,12 @@ def test_every_published_key_has_a_status() -> None:
 
 @pytest.mark.realdata
 def test_the_published_keys_are_those_of_the_specification(shared_dir: Any) -> None:
-    rows = (shared_dir / "spec" / "config_keys.md").read_text().split("|---|---|---|---|---|\n")[1].split("\n\n")[0]
+    rows = (
+        (shared_dir / "spec" / "config_keys.md")
+        .read_text(encoding="utf-8")
+        .split("|---|---|---|---|---|\n")[1]
+        .split("\n\n")[0]
+    )
     keys = [key.strip() for row in rows.splitlines() for key in row.split("|")[1].replace(" / ", ",").split(",")]
     assert {key.split(" ")[0] for key in keys} - {"mim_decoder_*"} == PUBLISHED_KEYS
 

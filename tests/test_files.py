@@ -190,7 +190,7 @@ def test_a_table_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
     with pytest.raises(OutputError, match="No space"):
         write_csv(path, ["a"], (row for _ in "x" for row in rows()))
-    assert path.read_text() == "a\nold\n" and os.listdir(path.parent) == ["out.csv"]
+    assert path.read_text(encoding="utf-8") == "a\nold\n" and os.listdir(path.parent) == ["out.csv"]
     assert path.stat().st_mode & 0o044, "others may read it as any new file"
 
 

@@ -41,7 +41,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict:
     words = ("task_pretrain_mg3d", "demo", "per_gpu_batchsize=8", "num_gpus=0", *places)
     printed = run(repository, *processes, "main.py", "with", *words)
     line = json.loads(printed.splitlines()[-1])
-    metrics = json.loads((Path(line["run_dir"]) / "metrics.json").read_text())
+    metrics = json.loads((Path(line["run_dir"]) / "metrics.json").read_text(encoding="utf-8"))
     assert line["zero_shot_auroc"] == metrics["zero_shot_auroc"]["mean"]
     return metrics
 

@@ -172,4 +172,4 @@ def test_refusal_and_help_in_a_process_of_their_own_load_nothing_heavy(repositor
 
 
 def test_entry_is_short(repository: Path) -> None:
-    assert len((repository / "main.py").read_text().splitlines()) <= 60
+    assert len((repository / "main.py").read_text(encoding="utf-8").splitlines()) <= 60

@@ -30,8 +30,8 @@ def test_named_config_trains_for_one_step(name: str, job: list[str], tmp_path: P
     config = compose_config(ex, words)
     result = trainer.run(config)
     run_dir = Path(result["run_dir"])
-    stored = json.loads((run_dir / "config.json").read_text())
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    stored = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert stored["vision_encoder"] == config.vision_encoder
     assert result["steps"] == 1 and math.isfinite(lines[-1]["loss"])
     assert compose_config(ex, [str(run_dir / "config.json")]) == config

@@ -70,7 +70,7 @@ def test_the_report_benchmark_refuses_images_outside(entry: str, tmp_path: Path)
     write_ctrg(root, studies=12, size=32)
     (root / "link").symlink_to(tmp_path)
     path = root / "annotation.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["train"][0]["image_path"] = [f"{entry}/1.png"]
     path.write_text(json.dumps(content))
     benchmark, config = _ctrg()

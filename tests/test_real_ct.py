@@ -36,7 +36,7 @@ def test_every_objective_learns(tmp_path: Path, collection: Path, real_bert: Pat
         )
         assert done.returncode == 0, done.stderr[-2000:]
     log = next((tmp_path / "result").rglob("metrics.jsonl"))
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == STEPS
     for name in OBJECTIVES:
         losses = [row[f"{name}/train/loss"] for row in rows]

@@ -29,7 +29,10 @@ def test_one_step_of_pre_training_and_its_resume_are_two_steps(tmp_path: Path) -
 
     def losses(folder: str, *words: str) -> list[float]:
         result = trainer.run(compose_config(ex, [*WORDS, *job, f"log_dir={tmp_path / folder}", *words]))
-        rows = [json.loads(line) for line in (Path(result["run_dir"]) / "metrics.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (Path(result["run_dir"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         return [row["loss"] for row in rows if "loss" in row]
 
     whole = losses("whole", "max_steps=2")

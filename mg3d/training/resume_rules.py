@@ -42,8 +42,8 @@ DECISIVE = frozenset(
     # the objective
     "loss_names mim_mask_ratio mim_window mim_mask_mode mim_fusion sal_weight sal_detach_target image_feature_reuse "
     "itc_detach_sentences cl_temp ssm_positive_threshold ssm_negative_threshold contrastive_gather itc_embed_dim "
-    "itc_text_source memory_queue memory_queue_size vision_only freeze_image_encoder cache_image_tokens "
-    "clm_standardise clm_max_text_len "
+    "itc_text_source same_report_pairs memory_queue memory_queue_size vision_only freeze_image_encoder "
+    "cache_image_tokens clm_standardise clm_max_text_len "
     # the optimisation, and the metric that chooses the best weights
     "optim_type optimizer decay_power end_lr warmup_steps warmup_epochs schedule schedule_interval layer_decay "
     "grad_clip precision overlap blending".split()

@@ -233,7 +233,7 @@ def test_a_step_that_failed_is_done_again_after_resume(packed: Path, tmp_path: P
 
 
 def resident_kib(pid: int | str = "self") -> int:
-    fields = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    fields = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in fields if line.startswith(("Private_Clean", "Private_Dirty")))
 
 
@@ -241,7 +241,7 @@ def test_memory_of_a_worker_does_not_grow(tmp_path: Path) -> None:
     source = loader(write_arrow(tmp_path / "many.arrow", 200, labels=[]), workers=1)
     early = 0
     for number, _ in enumerate(source):
-        worker = max(int(pid) for pid in Path("/proc/thread-self/children").read_text().split())
+        worker = max(int(pid) for pid in Path("/proc/thread-self/children").read_text(encoding="utf-8").split())
         if number == 30:
             early = resident_kib(worker)
         if number == 90:

@@ -31,8 +31,8 @@ def samples(tmp_path: Path, count: int = 4, **options: object) -> list:
 
 
 def test_batch_equals_golden(golden_dir: Path) -> None:
-    text = json.loads((golden_dir / "text_sentence_index.json").read_text())
-    index = json.loads((golden_dir / "index.json").read_text())
+    text = json.loads((golden_dir / "text_sentence_index.json").read_text(encoding="utf-8"))
+    index = json.loads((golden_dir / "index.json").read_text(encoding="utf-8"))
     config = next(entry for entry in index["entries"] if entry["name"] == "collate_tensors")["config"]
     stored = load_file(golden_dir / "collate_tensors.safetensors")
     tok = wordpiece_tokenizer_from_vocab(text["vocab"], lowercase=False)

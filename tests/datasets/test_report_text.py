@@ -25,13 +25,13 @@ TOKENIZER = tokenizer()
 
 @pytest.fixture(scope="module")
 def golden_cases(golden_dir: Path) -> dict[str, Any]:
-    stored = json.loads((golden_dir / "text_sentence_index.json").read_text())
+    stored = json.loads((golden_dir / "text_sentence_index.json").read_text(encoding="utf-8"))
     assert stored["cases"]
     return stored
 
 
 def test_sections_and_fragments_equal_golden(golden_dir: Path) -> None:
-    stored = json.loads((golden_dir / "text_prepro_ctrg.json").read_text())
+    stored = json.loads((golden_dir / "text_prepro_ctrg.json").read_text(encoding="utf-8"))
     assert stored["split_sentences"] and stored["reports"]
     for case in stored["split_sentences"]:
         assert split_fragments(case["input"]) == case["output"]
@@ -44,7 +44,7 @@ def test_sections_and_fragments_equal_golden(golden_dir: Path) -> None:
 
 
 def test_sentence_splitter_equals_golden(golden_dir: Path) -> None:
-    cases = json.loads((golden_dir / "text_split_into_sents.json").read_text())
+    cases = json.loads((golden_dir / "text_split_into_sents.json").read_text(encoding="utf-8"))
     assert cases
     for case in cases:
         assert split_into_sentences(case["input"]) == case["output"]

@@ -25,7 +25,7 @@ from mg3d.datasets.volume import (
 
 
 def entry_config(golden_dir: Path, name: str) -> dict:
-    index = json.loads((golden_dir / "index.json").read_text())
+    index = json.loads((golden_dir / "index.json").read_text(encoding="utf-8"))
     return next(entry for entry in index["entries"] if entry["name"] == name)["config"]
 
 
@@ -60,7 +60,7 @@ def test_slice_stack_equals_golden(golden_dir: Path) -> None:
 @pytest.mark.realdata
 def test_real_scan_through_both_stages(shared_dir: Path, reference_dir: Path) -> None:
     """On made data: the golden offline step and the golden online step, above."""
-    case = json.loads((reference_dir / "expected/ctrate_preprocess.json").read_text())["cases"][0]
+    case = json.loads((reference_dir / "expected/ctrate_preprocess.json").read_text(encoding="utf-8"))["cases"][0]
     scan = nibabel.load(shared_dir / "data" / case["input"])
     x_mm, y_mm, z_mm = case["nifti_zooms_xyz"]
     offline = ct_rate_offline_resample(np.asanyarray(scan.dataobj), 1.0, 0.0, (z_mm, y_mm, x_mm))

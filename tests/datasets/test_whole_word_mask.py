@@ -19,8 +19,8 @@ def sentence(words: str, length: int = 60) -> torch.Tensor:
 
 
 def test_choice_equals_golden(golden_dir: Path) -> None:
-    vocab = json.loads((golden_dir / "text_sentence_index.json").read_text())["vocab"]
-    stored = json.loads((golden_dir / "whole_word_mask.json").read_text())
+    vocab = json.loads((golden_dir / "text_sentence_index.json").read_text(encoding="utf-8"))["vocab"]
+    stored = json.loads((golden_dir / "whole_word_mask.json").read_text(encoding="utf-8"))
     tok = wordpiece_tokenizer_from_vocab(vocab, lowercase=False)
     masker = WholeWordMasker(tok)
     assert stored["cases"] and stored["tokens"]

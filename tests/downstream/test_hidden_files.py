@@ -42,4 +42,4 @@ def test_the_check_and_the_preparation_pass_over_hidden_files(
     assert run_benchmark(benchmark, ["--check-data", *words]) == 0, capsys.readouterr().err
     assert run_benchmark(benchmark, [*words, "stages=[prepare]"]) == 0, capsys.readouterr().err
     assert [path.name for path in (tmp_path / "work").rglob("._*")] == []
-    assert not any(json.loads(path.read_text()) for path in (tmp_path / "work").rglob("failures.json"))
+    assert not any(json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "work").rglob("failures.json"))

@@ -181,7 +181,9 @@ def test_every_item_of_the_nnunet_checklist_is_found_and_all_at_once(tmp_path: P
     write_msd(tmp_path, cases=12, test=1, seed=0)
     folder = tmp_path / "Task06_Lung"
     listing = folder / "dataset.json"
-    listing.write_text(listing.read_text().replace('"numTraining": 12', '"numTraining": 13'), encoding="utf-8")
+    listing.write_text(
+        listing.read_text(encoding="utf-8").replace('"numTraining": 12', '"numTraining": 13'), encoding="utf-8"
+    )
     names = sorted(path.name for path in (folder / "labelsTr").iterdir())
     image, label = ([folder / part / name for name in names] for part in ("imagesTr", "labelsTr"))
     label[0].unlink()  # every label file is there

@@ -35,7 +35,7 @@ def test_disk_full_at_the_second_checkpoint(tmp_path: Path, monkeypatch: pytest.
     left = list((run_dir / "checkpoints").iterdir())
     assert [entry for entry in left if entry.name.startswith(".")] == []
     assert check_file(run_dir / "checkpoints/last.ckpt") == ""
-    assert json.loads((run_dir / "status.json").read_text())["state"] == "failed"
+    assert json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["state"] == "failed"
 
 
 def test_disk_full_while_logging(tmp_path: Path) -> None:

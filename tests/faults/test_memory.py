@@ -19,13 +19,13 @@ ROWS, EPOCHS, WORKERS = 10_000, 4, 2
 
 def resident(pid: int) -> int:
     """Resident bytes of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_tree() -> list[int]:
     """Resident bytes of this process and of each of its children."""
     own = os.getpid()
-    children = [int(child) for child in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
+    children = [int(child) for child in Path(f"/proc/{own}/task/{own}/children").read_text(encoding="utf-8").split()]
     return [resident(own), *sorted(resident(child) for child in children)]
 
 

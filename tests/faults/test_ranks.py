@@ -64,7 +64,7 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     assert finish_ranks(start_ranks(tmp_path, max_steps=2), tmp_path) == [0, 0]
     alone = start(tmp_path, batch_size=4, per_gpu_batchsize=2, max_steps=4, resume_from="last")
     assert finish(alone, tmp_path) == 2
-    assert "world_size=1, in the checkpoint 2" in (tmp_path / "output.txt").read_text()
+    assert "world_size=1, in the checkpoint 2" in (tmp_path / "output.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -87,7 +87,7 @@ def test_one_killed_the_other_ends(tmp_path: Path) -> None:
     since = time.monotonic()
     codes = finish_ranks(processes, tmp_path)
     assert codes == [1, -signal.SIGKILL] and time.monotonic() - since < 60
-    assert "another process of the run ended" in (tmp_path / "output0.txt").read_text()
+    assert "another process of the run ended" in (tmp_path / "output0.txt").read_text(encoding="utf-8")
 
 
 def test_one_is_told_to_stop_and_both_save_and_end(tmp_path: Path, unbroken: dict[int, dict[str, Any]]) -> None:
@@ -116,4 +116,4 @@ def test_a_nan_on_one_rank_stops_both(tmp_path: Path) -> None:
 def test_a_wrong_number_of_processes_is_refused(tmp_path: Path) -> None:
     processes = start_ranks(tmp_path, num_nodes=2)
     assert finish_ranks(processes, tmp_path) == [2, 2]
-    assert "num_nodes=2" in (tmp_path / "output0.txt").read_text()
+    assert "num_nodes=2" in (tmp_path / "output0.txt").read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ def start(repository: Path, log_dir: Path, words: list[str]) -> subprocess.Popen
 
 def train(repository: Path, log_dir: Path, words: list[str]) -> dict[int, dict[str, Any]]:
     code = start(repository, log_dir, words).wait(500)
-    assert code == 0, (log_dir / "output.txt").read_text()[-3000:]
+    assert code == 0, (log_dir / "output.txt").read_text(encoding="utf-8")[-3000:]
     return lines(newest(log_dir))
 
 
@@ -48,7 +48,7 @@ def kill_after(repository: Path, log_dir: Path, step: int, words: list[str]) -> 
         if set(log_dir.glob("*/version_*")) - known and step in lines(newest(log_dir)):
             break
         time.sleep(0.01)
-    assert process.poll() is None, (log_dir / "output.txt").read_text()[-3000:]
+    assert process.poll() is None, (log_dir / "output.txt").read_text(encoding="utf-8")[-3000:]
     process.send_signal(signal.SIGKILL)
     process.wait(60)
 
@@ -94,6 +94,6 @@ def test_stopped_by_a_signal_and_refused_input(repository: Path, tmp_path: Path,
         repository, tmp_path / "refused", [word for word in job if "data_root" not in word] + [f"data_root={other}"]
     )
     assert refused.wait(120) == 2
-    told = (tmp_path / "refused/output.txt").read_text()
+    told = (tmp_path / "refused/output.txt").read_text(encoding="utf-8")
     assert "Traceback" not in told and "clm_ct_rate_train.arrow" in told
-    assert json.loads((newest(tmp_path / "refused") / "status.json").read_text())["state"] == "failed"
+    assert json.loads((newest(tmp_path / "refused") / "status.json").read_text(encoding="utf-8"))["state"] == "failed"

@@ -38,7 +38,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
 def expect_equal(resumed: Path, unbroken: dict[int, dict[str, Any]]) -> int:
     """The log of a resumed run equals that of the unbroken one, each step once; returns the first step of its own."""
     logged = lines(resumed)
-    assert list(logged) == list(unbroken) and len((resumed / "metrics.jsonl").read_text().splitlines()) == len(unbroken)
+    assert list(logged) == list(unbroken) and len(
+        (resumed / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ) == len(unbroken)
     for step, line in logged.items():
         assert compared(line) == compared(unbroken[step]), step
     return resumed_step(resumed) + 1
@@ -101,8 +103,8 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_named(tmp_path: Path, unbr
     data[len(data) // 2] ^= 1
     last.write_bytes(bytes(data))
     resumed = train(tmp_path, resume_from="last", checkpoint_every_n_steps=5)
-    assert "skipped" in (tmp_path / "output.txt").read_text()
-    assert "best-" in json.loads((resumed / "environment.json").read_text())["resumed_from"]
+    assert "skipped" in (tmp_path / "output.txt").read_text(encoding="utf-8")
+    assert "best-" in json.loads((resumed / "environment.json").read_text(encoding="utf-8"))["resumed_from"]
     expect_equal(resumed, unbroken)
 
 
@@ -110,7 +112,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_named(tmp_path: Path, unbr
 def test_a_stop_signal_saves_and_tells_by_the_exit_code(tmp_path: Path, unbroken: dict, signum: int) -> None:
     stopped, code = kill_after_step(tmp_path, 8, signum, vision_encoder_options=SLOW_STEPS)
     assert code == 128 + signum
-    assert json.loads((stopped / "status.json").read_text())["state"] == "stopped"
+    assert json.loads((stopped / "status.json").read_text(encoding="utf-8"))["state"] == "stopped"
     done = max(lines(stopped))
     assert 8 <= done < 12
     assert expect_equal(train(tmp_path, resume_from="last"), unbroken) == done + 1
@@ -125,9 +127,9 @@ def test_a_stop_signal_during_a_validation(tmp_path: Path, unbroken: dict[int, d
 def test_an_order_of_two_signals_ends_at_once(tmp_path: Path) -> None:
     process = start(tmp_path, vision_encoder_options={"sleep_s": 5})
     wait_until(lambda: list(tmp_path.glob("*/version_0/events*")), process)
-    wait_until(lambda: "Epoch 0" in (tmp_path / "output.txt").read_text(), process)
+    wait_until(lambda: "Epoch 0" in (tmp_path / "output.txt").read_text(encoding="utf-8"), process)
     os.kill(process.pid, signal.SIGTERM)
-    wait_until(lambda: "saving a checkpoint" in (tmp_path / "output.txt").read_text(), process)
+    wait_until(lambda: "saving a checkpoint" in (tmp_path / "output.txt").read_text(encoding="utf-8"), process)
     os.kill(process.pid, signal.SIGTERM)
     assert finish(process, tmp_path) == -signal.SIGTERM
     assert newest(tmp_path).name == "version_0"

@@ -33,7 +33,7 @@ def test_a_requeued_job_beside_the_living_run_is_refused_and_leaves_it_alone(tmp
     for place in ("last", str(run_dir), str(run_dir / CHECKPOINTS)):
         second = start(tmp_path / "log", output="second.txt", resume_from=place)
         assert finish(second, tmp_path / "log", "second.txt") == 2
-        told = (tmp_path / "log" / "second.txt").read_text()
+        told = (tmp_path / "log" / "second.txt").read_text(encoding="utf-8")
         assert f"is being written by host {this_host()}, process {living.pid}" in told and "Traceback" not in told
     assert newest(tmp_path / "log") == run_dir and partial.is_file()
     partial.unlink()
@@ -81,7 +81,9 @@ def test_two_runs_of_the_same_second_share_nothing(tmp_path: Path) -> None:
     assert [number for number, _ in found] == [1, 0]
     one, other = (lines(folder) for _, folder in found)
     assert {step: compared(line) for step, line in one.items()} == {s: compared(line) for s, line in other.items()}
-    assert {json.loads((folder / "status.json").read_text())["state"] for _, folder in found} == {"finished"}
+    assert {json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] for _, folder in found} == {
+        "finished"
+    }
 
 
 def test_a_clock_that_jumps_back_changes_neither_the_newest_run_nor_the_newest_checkpoint(tmp_path: Path) -> None:

@@ -48,11 +48,11 @@ def test_a_worker_that_dies_while_handing_over_is_told_as_one(tmp_path: Path, pl
             resource_sharer._resource_sharer.get_connection((address, 1))
     assert caught.value.exit_code == 1 and "lower num_workers" in caught.value.remedy
     with pytest.raises(FileNotFoundError), told_plainly():
-        (tmp_path / "absent").read_text()
+        (tmp_path / "absent").read_text(encoding="utf-8")
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
 
 
 def shared_memory_of(pids: list[int]) -> list[str]:
@@ -69,7 +69,7 @@ def test_a_killed_worker_ends_the_run_and_leaves_no_process(tmp_path: Path, step
     os.kill(workers[victim], signal.SIGKILL)
     process.join(60)
     assert process.exitcode == 1
-    told = (tmp_path / "output.txt").read_text()
+    told = (tmp_path / "output.txt").read_text(encoding="utf-8")
     dead = rf"DataLoader worker \(pid(\(s\))? {workers[victim]}\)|a DataLoader worker ended while it handed over"
     assert re.search(f"error: ({dead})", told) and "lower num_workers" in told, told[-2500:]
     assert "Traceback" not in told

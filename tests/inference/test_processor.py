@@ -38,7 +38,7 @@ def test_packing_and_reading_a_scan_gives_the_processors_volume(
     tmp_path: Path, processor: Processor, store: str
 ) -> None:
     scan = save_nifti(tmp_path / "raw" / "a.nii.gz", chest_hu())
-    with open(tmp_path / "own.csv", "w", newline="") as stream:
+    with open(tmp_path / "own.csv", "w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows(
             [("Volume", "Findings", "Split"), ("a.nii.gz", "The lungs are clear today. No mass is seen.", "test")]
         )

@@ -31,7 +31,7 @@ def random_state(shapes: dict[str, dict], seed: int = 0) -> dict[str, Tensor]:
 
 def manifest_state(reference_dir: Path, encoder: str = "swin_b") -> dict[str, Tensor]:
     """Every key of a released checkpoint: the common ones, the encoder's, the queues and the old position ids."""
-    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text())
+    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text(encoding="utf-8"))
     shapes = manifest["common"] | manifest["vision_encoder"][encoder]["keys"] | manifest["optional_buffers"]
     return random_state(shapes) | {POSITION_IDS: torch.arange(512)[None]}
 

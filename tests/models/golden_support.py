@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 def load_entry(golden_dir: Path, name: str) -> tuple[dict[str, Tensor], dict]:
     """Tensors and index record of one entry."""
-    records = json.loads((golden_dir / "index.json").read_text())["entries"]
+    records = json.loads((golden_dir / "index.json").read_text(encoding="utf-8"))["entries"]
     record = next(r for r in records if r["name"] == name)
     return load_file(golden_dir / f"{name}.safetensors"), record
 

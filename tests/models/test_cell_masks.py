@@ -13,7 +13,7 @@ from mg3d.models.masking import apply_mask, cells_to_voxels
 
 
 def test_reference_draw_is_the_recorded_one(golden_dir: Path) -> None:
-    cases = json.loads((golden_dir / "mask_rand_patch.json").read_text())
+    cases = json.loads((golden_dir / "mask_rand_patch.json").read_text(encoding="utf-8"))
     assert cases
     for case in cases:
         grid = cell_grid(case["dhw"], case["window"])

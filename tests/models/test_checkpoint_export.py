@@ -39,7 +39,7 @@ def bits(value: torch.Tensor) -> bytes:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def test_export_then_import_is_bit_equal(checkpoint: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_config_preprocessor_and_card_say_what_is_needed(checkpoint: Path, tmp_p
         "target_spacing_mm": [1.5, 0.75, 0.75],
         "window_hu": [-1000, 1000],
     }
-    card = (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text(encoding="utf-8")
     header = card.split("---")[1].splitlines()
     assert {"license: cc-by-nc-sa-4.0", "language: en", "library_name: mg3d"} <= set(header)
     assert "pipeline_tag: zero-shot-image-classification" in header and "- chest-ct" in header
@@ -106,7 +106,9 @@ def test_a_foreign_file_needs_to_be_told_how_volumes_were_prepared(tmp_path: Pat
     model = read_folder(export_folder(tmp_path / "w.pt", tmp_path / "m", geometry=grey))
     assert model.preprocessor["window_hu"] == "grey8" and model.preprocessor["size_dhw"] == [96, 96, 96]
     assert model.config["architecture"] == "VisionEncoder" and not model.config["has_shared_space"]
-    assert "zero-shot and image-text retrieval are refused" in (tmp_path / "m" / "README.md").read_text()
+    assert "zero-shot and image-text retrieval are refused" in (tmp_path / "m" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_an_existing_folder_is_replaced_only_on_request(checkpoint: Path, tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_an_existing_folder_is_replaced_only_on_request(checkpoint: Path, tmp_pa
 
 def test_parts_that_do_not_belong_together_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     folder = export_folder(checkpoint, tmp_path / "m")
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     cases = [
         ({"patch_merging": "fixed"}, "says patch_merging='fixed'"),
         ({"vision_encoder": config["vision_encoder"] | {"embed_dim": 96}}, "says embed_dim=96, the weights have 6"),

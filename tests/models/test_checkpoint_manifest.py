@@ -98,7 +98,7 @@ def test_the_shapes_of_a_released_file_describe_it(released: tuple) -> None:
 def test_swin_b_agrees_with_monai_given_the_same_offsets(
     reference_dir: Path, tmp_path: Path, order: str, size: tuple[int, int, int]
 ) -> None:
-    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text())
+    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text(encoding="utf-8"))
     keys = manifest["vision_encoder"]["swin_b"]["keys"]
     state = {name: 0.02 * value for name, value in random_state(keys).items() if not name.endswith(INDEX)}
     torch.save(state, tmp_path / "w.pt")
@@ -124,7 +124,7 @@ def test_the_package_builds_swin_unetr_in_either_order(released: tuple) -> None:
 
 @pytest.mark.slow
 def test_every_value_of_a_whole_checkpoint_arrives(reference_dir: Path, tmp_path: Path) -> None:
-    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text())
+    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text(encoding="utf-8"))
     shapes = manifest["common"] | manifest["vision_encoder"]["swin_b"]["keys"]
     rng = torch.Generator().manual_seed(1)
     state = {

@@ -85,7 +85,7 @@ def test_v2_goes_to_a_folder_and_to_monai_and_comes_back(tmp_path: Path, capsys:
     assert main([str(tmp_path / "voco.pt"), str(tmp_path / "own"), "--to", "folder", "--patch-merging", "fixed"]) == 0
     described = read_folder(tmp_path / "own").config["vision_encoder"]
     assert described["residual_blocks"] is True
-    assert "residual blocks (SwinUNETR v2)" in (tmp_path / "own" / "README.md").read_text()
+    assert "residual blocks (SwinUNETR v2)" in (tmp_path / "own" / "README.md").read_text(encoding="utf-8")
     found = load_model(tmp_path / "own")
     assert found.report is not None and found.report.encoder_loaded == 126
     same_maps(found.vision_encoder, network)
@@ -103,7 +103,7 @@ def test_an_export_folder_that_hides_its_residual_blocks_is_refused(tmp_path: Pa
     geometry = {"spacing_mm": None, "crop_fractions_dhw": [1, 1, 1], "window_hu": [-1150, 350], "axis_order": "DHW"}
     own = read_own_weights(tmp_path / "voco.pt", extra={**geometry, "input_size_dhw": [32, 32, 32]})
     config = export_folder(own, tmp_path / "own") / "config.json"
-    content = json.loads(config.read_text())
+    content = json.loads(config.read_text(encoding="utf-8"))
     del content["vision_encoder"]["residual_blocks"]
     config.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="residual_blocks=None"):

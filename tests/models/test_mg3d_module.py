@@ -228,7 +228,7 @@ def test_epoch_means_weigh_their_cases():
 
 def test_steps_are_not_asked_from_the_trainer():
     """Reading the trainer's own estimate would silently drop the state of a stateful loader."""
-    code = Path(sys.modules[MG3DModule.__module__].__file__ or "").read_text()
+    code = Path(sys.modules[MG3DModule.__module__].__file__ or "").read_text(encoding="utf-8")
     assert "estimated_stepping_batches" not in code
 
 

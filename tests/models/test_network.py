@@ -158,7 +158,7 @@ def test_recorded_adam_step(step, recorded):
 
 
 def test_full_size_names_and_shapes_are_the_published_ones(reference_dir):
-    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text())
+    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text(encoding="utf-8"))
     wanted = manifest["common"] | manifest["vision_encoder"]["swin_b"]["keys"]
     vision = create_vision_encoder("swin_b")
     with torch.device("meta"):

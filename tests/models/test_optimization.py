@@ -27,7 +27,7 @@ class Small(nn.Module):
 
 
 def test_factors_are_the_recorded_ones(golden_dir: Path) -> None:
-    cases = json.loads((golden_dir / "lr_schedule.json").read_text())
+    cases = json.loads((golden_dir / "lr_schedule.json").read_text(encoding="utf-8"))
     assert cases and all(case["values"] for case in cases)
     for case in cases:
         for value in case["values"]:
@@ -44,9 +44,9 @@ def test_factors_are_the_recorded_ones(golden_dir: Path) -> None:
 
 
 def test_groups_are_the_recorded_ones(golden_dir: Path, reference_dir: Path) -> None:
-    recorded = json.loads((golden_dir / "e2e_tiny_losses.json").read_text())["param_group_of"]
+    recorded = json.loads((golden_dir / "e2e_tiny_losses.json").read_text(encoding="utf-8"))["param_group_of"]
     assert {name: parameter_group_index(name) for name in recorded} == recorded
-    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text())
+    manifest = json.loads((reference_dir / "manifests" / "state_dict_manifest.json").read_text(encoding="utf-8"))
     entries = dict(manifest["common"])
     for encoder in manifest["vision_encoder"].values():
         entries |= dict(encoder["keys"])

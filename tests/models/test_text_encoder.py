@@ -125,7 +125,7 @@ def test_bfloat16_autocast(bert_dir: Path, text: tuple) -> None:
 
 
 def test_real_weights_give_the_recorded_embeddings(reference_dir: Path, real_bert: Path) -> None:
-    want = json.loads((reference_dir / "expected" / "bert_minilm_embeddings.json").read_text())
+    want = json.loads((reference_dir / "expected" / "bert_minilm_embeddings.json").read_text(encoding="utf-8"))
     encoder, tokenizer = create_text_encoder(str(real_bert)), create_tokenizer(str(real_bert))
     batch = tokenizer(
         want["sentences"], padding="max_length", truncation=True, max_length=want["max_length"], return_tensors="pt"
@@ -164,7 +164,7 @@ def test_an_incomplete_directory_is_named(tmp_path: Path, bert_dir: Path) -> Non
 
 
 def test_weights_of_another_depth_are_refused(bert_dir: Path) -> None:
-    config = json.loads((bert_dir / "config.json").read_text())
+    config = json.loads((bert_dir / "config.json").read_text(encoding="utf-8"))
     (bert_dir / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(ConfigError, match=r"layer\.2"):
         create_text_encoder(str(bert_dir))

@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 def change(folder: Path, file: str = "config.json", **values: Any) -> None:
     path = folder / file
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content | values))
 
 
@@ -191,7 +191,7 @@ def test_every_accepted_model_type_gives_what_the_whole_model_gives(kind: str) -
 def without(folder: Path, token: str) -> None:
     """The special token is neither a word nor named."""
     path = folder / "vocab.txt"
-    path.write_text(path.read_text().replace(f"[{token.upper()}]\n", f"[unused-{token}]\n"))
+    path.write_text(path.read_text(encoding="utf-8").replace(f"[{token.upper()}]\n", f"[unused-{token}]\n"))
     change(folder, "tokenizer_config.json", **{f"{token}_token": None})
 
 
@@ -202,12 +202,14 @@ def test_a_tokenizer_without_a_special_token_is_refused_by_its_name(folder: Path
 
 
 def tokens_of(folder: Path) -> list[str]:
-    return (folder / "vocab.txt").read_text().splitlines()
+    return (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
 
 
 def test_a_token_that_is_named_and_not_in_the_vocabulary_has_no_embedding(folder: Path) -> None:
     path = folder / "vocab.txt"
-    path.write_text(path.read_text().replace("[MASK]\n", "[unused]\n"))  # transformers gives it the next free id
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("[MASK]\n", "[unused]\n")
+    )  # transformers gives it the next free id
     refused(lambda: create_tokenizer(str(folder)), str(folder), "[MASK]")
 
 

@@ -224,7 +224,7 @@ def test_a_flipped_bit_is_found_by_the_checksum_file(tmp_path: Path) -> None:
 def test_checksum_file_of_a_torch_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": {"weight": torch.ones(3)}, "epoch": 2}, path)
-    assert write_sidecar(path).read_text().split()[1] == "last.ckpt"
+    assert write_sidecar(path).read_text(encoding="utf-8").split()[1] == "last.ckpt"
     assert load_checkpoint(path)["epoch"] == 2
     flip(path, 100)
     with pytest.raises(CheckpointError, match="does not match"):
@@ -234,7 +234,7 @@ def test_checksum_file_of_a_torch_checkpoint(tmp_path: Path) -> None:
 def test_checksum_file_with_a_note_and_two_digests(tmp_path: Path) -> None:
     path = save_weights({"weight": torch.ones(3)}, tmp_path / "w.safetensors", {})
     sidecar = tmp_path / "w.safetensors.sha256"
-    own = sidecar.read_text()
+    own = sidecar.read_text(encoding="utf-8")
     sidecar.write_text(f"# step 3\n{'0' * 64}  w.safetensors\n{own}")
     assert verify_sidecar(path)
     sidecar.write_text("# step 3\n")

@@ -115,8 +115,8 @@ class RecordedStep:
     def __init__(self, golden_dir: Path) -> None:
         self.state = load_file(golden_dir / "e2e_tiny_state.safetensors")
         self.tensors = load_file(golden_dir / "e2e_tiny_io.safetensors")
-        self.numbers = json.loads((golden_dir / "e2e_tiny_losses.json").read_text())
-        records = json.loads((golden_dir / "index.json").read_text())["entries"]
+        self.numbers = json.loads((golden_dir / "e2e_tiny_losses.json").read_text(encoding="utf-8"))
+        records = json.loads((golden_dir / "index.json").read_text(encoding="utf-8"))["entries"]
         self.record = next(record for record in records if record["name"] == "e2e_tiny_io")
         self.config = self.record["config"]
         self.batch = self._batch(load_file(golden_dir / "e2e_tiny_inputs.safetensors"))

@@ -39,7 +39,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def manifest_of(out: Path, name: str) -> dict[str, Any]:
     """A manifest; ``name`` is that of an Arrow file without suffix, or of a corpus."""
-    return json.loads((out / f"{name}.manifest.json").read_text())
+    return json.loads((out / f"{name}.manifest.json").read_text(encoding="utf-8"))
 
 
 def image_of(row: dict[str, Any]) -> np.ndarray:

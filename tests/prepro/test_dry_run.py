@@ -13,7 +13,7 @@ from prepro_builders import ct_rate_tree
 def test_dry_run_counts_estimates_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ct_rate_tree(tmp_path / "raw", train=12, valid=3)
     table = root / "dataset" / "radiology_text_reports" / "train_reports.csv"
-    lines = table.read_text().splitlines()
+    lines = table.read_text(encoding="utf-8").splitlines()
     table.write_text("\n".join(line for line in lines if "train_5_" not in line) + "\n")
     assert pack_ct_rate(root, tmp_path / "out", "--dry-run", "--workers", "4") == 0
     written = capsys.readouterr()

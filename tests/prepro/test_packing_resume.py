@@ -85,7 +85,7 @@ def test_death_right_after_finishing_a_file_leaves_nothing_behind(
     journals = list(out.glob(".*.journal.jsonl"))
     assert journals
     for journal in journals:  # the locks of a process killed with -9 stay, too
-        Path(str(journal).replace(".journal.jsonl", ".lock")).write_text("host 1")
+        Path(str(journal).replace(".journal.jsonl", ".lock")).write_text("host 1", encoding="utf-8")
     assert pack_ct_rate(download, out, *SHARDS) == 1
     assert contents(out) == unbroken
 

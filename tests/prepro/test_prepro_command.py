@@ -91,7 +91,7 @@ def test_packing_needs_no_torch(download: Path, tmp_path: Path) -> None:
 
 def _without_column(root: Path) -> None:
     table = root / "dataset" / "radiology_text_reports" / "train_reports.csv"
-    table.write_text(table.read_text().replace("Findings_EN", "Findings"))
+    table.write_text(table.read_text(encoding="utf-8").replace("Findings_EN", "Findings"))
 
 
 def _without_reports(root: Path) -> None:
@@ -100,12 +100,12 @@ def _without_reports(root: Path) -> None:
 
 def _with_path_as_name(root: Path) -> None:
     table = root / "dataset" / "radiology_text_reports" / "train_reports.csv"
-    table.write_text(table.read_text().replace("train_1_a_1", "../../train_1_a_1"))
+    table.write_text(table.read_text(encoding="utf-8").replace("train_1_a_1", "../../train_1_a_1"))
 
 
 def _with_odd_label(root: Path) -> None:
     table = root / "dataset" / "multi_abnormality_labels" / "train_predicted_labels.csv"
-    table.write_text(table.read_text().replace(",1,", ",yes,", 1))
+    table.write_text(table.read_text(encoding="utf-8").replace(",1,", ",yes,", 1))
 
 
 def _all_damaged(root: Path) -> None:
@@ -116,7 +116,7 @@ def _all_damaged(root: Path) -> None:
 def _moved_patient(root: Path) -> None:
     for kind in ("radiology_text_reports/validation_reports.csv", "metadata/validation_metadata.csv"):
         table = root / "dataset" / kind
-        table.write_text(table.read_text().replace("valid_1_a_1", "train_1_b_1"))
+        table.write_text(table.read_text(encoding="utf-8").replace("valid_1_a_1", "train_1_b_1"))
     path = next((root / "dataset" / "valid").rglob("*.nii.gz"))
     path.rename(path.with_name("train_1_b_1.nii.gz"))
 

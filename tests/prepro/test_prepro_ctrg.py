@@ -60,7 +60,7 @@ def test_golden_ctrg_stack_from_files(golden_dir: Path, tmp_path: Path) -> None:
 def test_ctrg_folder_and_list_are_read_alike(tmp_path: Path, suffix: str) -> None:
     annotation = ctrg_tree(tmp_path / "raw", train=3, test=1, suffix=suffix)
     pack_ctrg(annotation, tmp_path / "listed")
-    content = json.loads(annotation.read_text())
+    content = json.loads(annotation.read_text(encoding="utf-8"))
     for group in content.values():
         for entry in group:
             entry["image_path"] = str(Path(entry["image_path"][0]).parent)
@@ -92,7 +92,7 @@ def test_ctrg_nifti_reverses_z_and_keeps_the_grey(tmp_path: Path) -> None:
 
 def test_ctrg_exclusions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotation = ctrg_tree(tmp_path / "raw", train=6, test=1)
-    content = json.loads(annotation.read_text())
+    content = json.loads(annotation.read_text(encoding="utf-8"))
     train = content["train"]
     train[0]["report"] = "Too short"
     del train[1]["result"]

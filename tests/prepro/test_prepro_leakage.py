@@ -32,11 +32,11 @@ def _rename(root: Path, split: str, old: str, new: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     _volume(root, split, old).rename(target)
     for table in (root / "dataset").rglob("valid*.csv" if split == "valid" else "train*.csv"):
-        table.write_text(table.read_text().replace(f"{old}.nii", f"{new}.nii"))
+        table.write_text(table.read_text(encoding="utf-8").replace(f"{old}.nii", f"{new}.nii"))
 
 
 def _manifest(out: Path) -> dict[str, Any]:
-    return json.loads((out / "clm_ct_rate.manifest.json").read_text())
+    return json.loads((out / "clm_ct_rate.manifest.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("stray", ["train_1_a_2", "train_1_b_1"])
@@ -64,7 +64,7 @@ def test_a_long_list_of_pairs_goes_to_a_file(tmp_path: Path, capsys: pytest.Capt
     (listing,) = (tmp_path / "out").iterdir()
     assert str(listing) in error
     wanted = [f"train_{n}_b_1 (test) and train_{n}_a_1 (train)" for n in range(1, 7)]
-    assert listing.read_text().splitlines() == wanted
+    assert listing.read_text(encoding="utf-8").splitlines() == wanted
     shutil.rmtree(root)
     ct_rate_tree(root, train=6, valid=6)
     assert _pack(root, tmp_path / "out") == 0
@@ -80,7 +80,7 @@ def test_one_file_under_two_names(tmp_path: Path, capsys: pytest.CaptureFixture[
     error = capsys.readouterr().err
     assert "5 volumes with equal content" in error
     assert not list((tmp_path / "out").glob("*.arrow"))
-    pairs = (tmp_path / "out" / "clm_ct_rate.shared.txt").read_text().splitlines()
+    pairs = (tmp_path / "out" / "clm_ct_rate.shared.txt").read_text(encoding="utf-8").splitlines()
     assert sorted(pairs) == [f"valid_{n}_a_1 (test) and train_{n}_a_1 (train)" for n in range(1, 6)]
     assert _pack(root, tmp_path / "out", "--split-protocol", "reference") == 0
     assert _manifest(tmp_path / "out")["shared_between_splits"]["count"] == 5

@@ -186,7 +186,9 @@ def test_a_table_with_train_and_test_gets_a_drawn_validation(tmp_path: Path) -> 
 
 def test_a_turkish_table_is_refused_until_its_encoding_is_named(tmp_path: Path) -> None:
     table = _write(tmp_path, HEADER, _rows(2))
-    table.write_bytes(table.read_text().replace("No pleural", "Göğüs işlemi. No pleural", 1).encode("cp1254"))
+    table.write_bytes(
+        table.read_text(encoding="utf-8").replace("No pleural", "Göğüs işlemi. No pleural", 1).encode("cp1254")
+    )
     with pytest.raises(DataError) as refused:
         _find(table)
     assert "row 2" in refused.value.message and "'öğüş' in cp1254" in refused.value.message

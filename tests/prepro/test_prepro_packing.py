@@ -108,7 +108,7 @@ def test_seed_changes_the_validation_patients(tmp_path: Path) -> None:
 def test_reconstructions_share_one_report(tmp_path: Path) -> None:
     root = ct_rate_tree(tmp_path / "raw", train=3, valid=1, reconstructions=2)
     table = root / "dataset" / "radiology_text_reports" / "train_reports.csv"
-    lines = table.read_text().splitlines()
+    lines = table.read_text(encoding="utf-8").splitlines()
     table.write_text("\n".join(line for line in lines if "_a_2.nii" not in line) + "\n")
     assert pack_ct_rate(root, tmp_path / "out") == 0
     rows = rows_of(tmp_path / "out" / "clm_ct_rate_train.arrow")
@@ -120,7 +120,7 @@ def test_reconstructions_share_one_report(tmp_path: Path) -> None:
 def test_empty_reports_can_be_kept_and_never_become_nan(tmp_path: Path) -> None:
     root = ct_rate_tree(tmp_path / "raw", train=1, valid=1)
     table = root / "dataset" / "radiology_text_reports" / "train_reports.csv"
-    header = table.read_text().splitlines()[0]
+    header = table.read_text(encoding="utf-8").splitlines()[0]
     table.write_text(f"{header}\ntrain_1_a_1.nii.gz,,,,\n")
     assert pack_ct_rate(root, tmp_path / "out", "--empty-report", "keep") == 0
     row = rows_of(tmp_path / "out" / "clm_ct_rate_train.arrow")[0]
@@ -141,7 +141,7 @@ def test_labels_and_metadata_are_optional(tmp_path: Path) -> None:
 def test_spacing_disagreement_is_a_recorded_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ct_rate_tree(tmp_path / "raw", train=2, valid=1)
     path = root / "dataset" / "metadata" / "train_metadata.csv"
-    path.write_text(path.read_text().replace("3.0", "1.0"))
+    path.write_text(path.read_text(encoding="utf-8").replace("3.0", "1.0"))
     pack_ct_rate(root, tmp_path / "out")
     assert json.loads(capsys.readouterr().out)["warned"] == 2
     assert "the header is used" in manifest_of(tmp_path / "out", "clm_ct_rate_train")["cases"][0]["warnings"][0]

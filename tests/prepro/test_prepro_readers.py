@@ -47,13 +47,15 @@ def test_the_second_release_is_preferred_volume_by_volume(tmp_path: Path) -> Non
 
 def test_reconstructions_share_report_and_keep_their_own_labels_and_metadata(tmp_path: Path) -> None:
     root = ct_rate_tree(tmp_path, train=2, valid=1, reconstructions=3)
-    lines = _reports(root).read_text().splitlines()
+    lines = _reports(root).read_text(encoding="utf-8").splitlines()
     _reports(root).write_text("\n".join(line for line in lines if "_a_1" in line or "Volume" in line) + "\n")
     labels = root / "dataset" / "multi_abnormality_labels" / "train_predicted_labels.csv"
     rows = [(f"train_1_a_{n}.nii.gz", *[int(n == 2)] * 18) for n in (1, 2)]
     write_table(labels, ("VolumeName", *CT_RATE_LABELS), rows)
     metadata = root / "dataset" / "metadata" / "train_metadata.csv"
-    metadata.write_text(metadata.read_text().replace("train_1_a_2.nii.gz,1,0", "train_1_a_2.nii.gz,1,-8192"))
+    metadata.write_text(
+        metadata.read_text(encoding="utf-8").replace("train_1_a_2.nii.gz,1,0", "train_1_a_2.nii.gz,1,-8192")
+    )
     cases = {case.image_id: case for case in CtRateReader(root, SMALL).find_cases().cases}
     first = [cases[f"train_1_a_{number}"] for number in (1, 2, 3)]
     assert len({(case.findings, case.impression, case.patient_id) for case in first}) == 1
@@ -161,7 +163,7 @@ def test_a_header_without_geometry_and_without_a_whole_row_is_left_out_of_the_pa
 ) -> None:
     root = ct_rate_tree(tmp_path, train=2, valid=1)
     table = root / "dataset" / "metadata" / "train_metadata.csv"
-    head, first, *others = table.read_text().splitlines()
+    head, first, *others = table.read_text(encoding="utf-8").splitlines()
     told = [] if row is None else [first.replace('"[2.0, 2.5]",3.0', row)]
     table.write_text("\n".join([head, *told, *others]) + "\n")
     reader = CtRateReader(root, SMALL)
@@ -178,7 +180,7 @@ def test_a_header_without_geometry_and_without_a_whole_row_is_left_out_of_the_pa
 def test_a_row_that_counts_other_voxels_or_sizes_is_warned_of(tmp_path: Path) -> None:
     root = ct_rate_tree(tmp_path, train=2, valid=1)
     table = root / "dataset" / "metadata" / "train_metadata.csv"
-    head, *rows = table.read_text().splitlines()
+    head, *rows = table.read_text(encoding="utf-8").splitlines()
     rows = [rows[0].replace("[2.0, 2.5]", "[8.0, 8.0]") + ",26,30,20", rows[1] + ",26,30,200"]
     table.write_text("\n".join([f"{head},Rows,Columns,NumberofSlices", *rows]) + "\n")
     reader = CtRateReader(root, SMALL)
@@ -190,7 +192,7 @@ def test_a_row_that_counts_other_voxels_or_sizes_is_warned_of(tmp_path: Path) ->
 def test_a_real_one_millimetre_header_is_believed(tmp_path: Path) -> None:
     root = ct_rate_tree(tmp_path, train=2, valid=1)
     table = root / "dataset" / "metadata" / "train_metadata.csv"
-    table.write_text(table.read_text().replace('"[2.0, 2.5]",3.0', '"[1.0, 1.0]",1.0'))
+    table.write_text(table.read_text(encoding="utf-8").replace('"[2.0, 2.5]",3.0', '"[1.0, 1.0]",1.0'))
     reader = CtRateReader(root, SMALL)
     case = reader.find_cases().cases[0]
     save_nifti(case.source[0], chest(1001), spacing=(1.0, 1.0, 1.0), axes="RAS")
@@ -203,7 +205,7 @@ def _ctrg(annotation: Path) -> CtrgReader:
 
 def test_slices_in_natural_order_and_missing_ones(tmp_path: Path) -> None:
     annotation = ctrg_tree(tmp_path, train=3, test=1)
-    content = json.loads(annotation.read_text())
+    content = json.loads(annotation.read_text(encoding="utf-8"))
     content["train"][1]["image_path"] = "Chest/1"
     for number in (7, 8, 15):
         (tmp_path / "Chest" / "1" / f"{number}.png").unlink()
@@ -220,7 +222,7 @@ def test_slices_in_natural_order_and_missing_ones(tmp_path: Path) -> None:
 
 def test_ctrg_ids_that_are_missing_repeated_or_contradictory(tmp_path: Path) -> None:
     annotation = ctrg_tree(tmp_path, train=5, test=2)
-    content = json.loads(annotation.read_text())
+    content = json.loads(annotation.read_text(encoding="utf-8"))
     train = content["train"]
     del train[0]["id"]
     train[1]["id"] = ""
@@ -242,7 +244,7 @@ def test_ctrg_ids_that_are_missing_repeated_or_contradictory(tmp_path: Path) -> 
 
 def test_ctrg_annotation_in_a_named_encoding_and_with_lone_surrogates(tmp_path: Path) -> None:
     annotation = ctrg_tree(tmp_path, train=2, test=1)
-    text = annotation.read_text().replace("No pleural", "0.8\u00d71.0cm, \\ud800 no pleural", 1)
+    text = annotation.read_text(encoding="utf-8").replace("No pleural", "0.8\u00d71.0cm, \\ud800 no pleural", 1)
     annotation.write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match="no UTF-8"):
         _ctrg(annotation).find_cases()

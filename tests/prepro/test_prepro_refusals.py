@@ -42,7 +42,7 @@ def test_exclusions_are_listed_with_reasons(tmp_path: Path, capsys: pytest.Captu
     root = ct_rate_tree(tmp_path / "raw", train=6, valid=1)
     base = root / "dataset"
     table = base / "radiology_text_reports" / "train_reports.csv"
-    lines = table.read_text().splitlines()
+    lines = table.read_text(encoding="utf-8").splitlines()
     text = f'"{FINDINGS} Case 3.",'
     assert text in lines[3]
     lines[2] = "train_2_a_1.nii.gz,,,Not given.,Not given."
@@ -94,14 +94,16 @@ def test_no_word_of_a_report_reaches_the_messages(
 ) -> None:
     root = ct_rate_tree(tmp_path / "raw", train=4, valid=2)
     table = root / "dataset" / "radiology_text_reports" / "train_reports.csv"
-    table.write_text(table.read_text().replace("Trachea", "Jane Roe, born 1950-01-02, MRN 0815, trachea"))
+    table.write_text(
+        table.read_text(encoding="utf-8").replace("Trachea", "Jane Roe, born 1950-01-02, MRN 0815, trachea")
+    )
     scans = sorted((root / "dataset" / "train").rglob("*.nii.gz"))
     scans[0].write_bytes(scans[0].read_bytes()[:2000])
     scans[1].write_bytes(scans[2].read_bytes())
     with caplog.at_level("DEBUG"):
         assert pack_ct_rate(root, tmp_path / "out", "--split-protocol", "reference") == 1
     captured = capsys.readouterr()
-    manifests = "".join(path.read_text() for path in (tmp_path / "out").glob("*.json"))
+    manifests = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "out").glob("*.json"))
     assert "0815" in rows_of(tmp_path / "out" / "clm_ct_rate_train.arrow")[0]["findings"][0]
     for words in ("Jane", "1950", "0815", "bronchi"):
         assert words not in captured.out + captured.err + caplog.text + manifests

@@ -142,7 +142,11 @@ def test_exact_count_is_that_of_training(tokenizer_folder: Path) -> None:
 
 @pytest.mark.realdata
 def test_count_agrees_with_transformers_on_reports(shared_dir: Path, tmp_path: Path) -> None:
-    lines = (shared_dir / "data" / "text" / "radlabels_synthetic_reports_700.jsonl").read_text().splitlines()[:60]
+    lines = (
+        (shared_dir / "data" / "text" / "radlabels_synthetic_reports_700.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()[:60]
+    )
     found = [json.loads(line).values() for line in lines]
     texts = [max(each, key=lambda value: len(value) if isinstance(value, str) else 0) for each in found]
     check_counts(shared_dir / "data" / "tokenizer", tmp_path, texts)

@@ -45,7 +45,7 @@ def test_a_packed_set_is_clean(packed: Path, tmp_path: Path, capsys: pytest.Capt
     assert main([str(packed), "--strict", "--json", str(tmp_path / "r.json")]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (summary["files"], summary["rows"], summary["errors"], summary["warnings"]) == (3, 6, 0, 0)
-    assert json.loads((tmp_path / "r.json").read_text())["findings"] == []
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["findings"] == []
 
 
 def test_the_command_runs_from_anywhere_without_torch(packed: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_fragments_of_any_rule_cover_the_text(tmp_path: Path) -> None:
 def test_manifests_that_disagree(tmp_path: Path, change: Callable[[Any], Any], words: str) -> None:
     path = write_rows(tmp_path / "clm_ct_rate_train.arrow", packed_rows(3))
     manifest = path.with_suffix(".manifest.json")
-    manifest.write_text(json.dumps(change(json.loads(manifest.read_text()))))
+    manifest.write_text(json.dumps(change(json.loads(manifest.read_text(encoding="utf-8")))))
     code, findings, _ = run_verify(path)
     assert code == 2 and any(words in item["message"] for item in findings)
 
@@ -318,8 +318,8 @@ def test_the_text_is_grouped_capped_and_holds_no_report(tmp_path: Path) -> None:
     text = out.getvalue()
     assert "ERRORS" in text and text.index("ERRORS") < text.index("WARNINGS")
     assert "row 0 scan_0: label 7" in text and "and 20 more" in text and text.count("mend:") == 2
-    assert "nodule" not in text + (tmp_path / "r.json").read_text()
-    assert len(json.loads((tmp_path / "r.json").read_text())["findings"]) == 31
+    assert "nodule" not in text + (tmp_path / "r.json").read_text(encoding="utf-8")
+    assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["findings"]) == 31
 
 
 def test_a_packing_is_compared_with_its_own_list_of_files(packed: Path, tmp_path: Path) -> None:

@@ -36,14 +36,14 @@ METADATA = "metadata/train_metadata.csv"
 
 
 def edit(path: Path, old: str, new: str, count: int = -1) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert old in text
-    path.write_text(text.replace(old, new, count))
+    path.write_text(text.replace(old, new, count), encoding="utf-8")
 
 
 def drop_row(path: Path, name: str) -> None:
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if not line.startswith(name)))
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith(name)), encoding="utf-8")
 
 
 def test_a_good_download_is_clean(root: Path) -> None:
@@ -187,7 +187,7 @@ def test_ctrg_faults(tmp_path: Path) -> None:
     assert run_verify(tmp_path, "--annotation", annotation)[0] == 0
     (tmp_path / "Chest" / "0" / "3.png").write_bytes(b"\x89PNG broken")
     (tmp_path / "Chest" / "1" / "4.png").unlink()
-    content = json.loads(annotation.read_text())
+    content = json.loads(annotation.read_text(encoding="utf-8"))
     content["train"][2]["report"] = "nan"
     annotation.write_text(json.dumps(content))
     code, findings, summary = run_verify(tmp_path, "--annotation", annotation)

@@ -93,7 +93,7 @@ def run_verify(*arguments: object) -> tuple[int, list[dict[str, Any]], dict[str,
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(out):
         report = Path(folder) / "report.json"
         code = main([*map(str, arguments), "--workers", "1", "--json", str(report)])
-        findings = json.loads(report.read_text())["findings"]
+        findings = json.loads(report.read_text(encoding="utf-8"))["findings"]
     return code, findings, json.loads(out.getvalue().splitlines()[-1])
 
 

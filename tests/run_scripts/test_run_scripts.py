@@ -53,7 +53,7 @@ class Stage:
         assert done.returncode == code, done.stderr
         self.said = done.stderr
         calls = self.home / "calls"
-        return calls.read_text().splitlines() if calls.exists() else []
+        return calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def stage(tmp_path: Path, repository: Path) -> Stage:
 
 def test_scripts_are_short_and_pass_shellcheck(repository: Path) -> None:
     for name in SCRIPTS:
-        assert len((repository / "run_scripts" / name).read_text().splitlines()) <= 30, name
+        assert len((repository / "run_scripts" / name).read_text(encoding="utf-8").splitlines()) <= 30, name
     checker = Path(sys.executable).with_name("shellcheck")
     every = subprocess.run(
         ["git", "ls-files", "*.sh", ".ci/run"], cwd=repository, capture_output=True, encoding="utf-8", check=True
@@ -266,5 +266,5 @@ def test_test_script_chooses_tiers(stage: Stage) -> None:
 def test_cpu_allocator_defaults_equal_those_of_the_process(repository: Path) -> None:
     from mg3d.training.environment import PROCESS_DEFAULTS
 
-    text = (repository / "run_scripts" / "setup_common.sh").read_text()
+    text = (repository / "run_scripts" / "setup_common.sh").read_text(encoding="utf-8")
     assert all(f"${{{key}:={value}}}" in text for key, value in PROCESS_DEFAULTS.items())

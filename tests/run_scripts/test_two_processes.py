@@ -24,7 +24,7 @@ def _train(repository: Path, script: str, words: list[str], log_dir: Path) -> li
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (log,) = log_dir.glob("*/version_0/metrics.jsonl")
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.slow

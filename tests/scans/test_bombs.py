@@ -18,20 +18,21 @@ from isal import igzip
 from prepro_builders import chest
 from scan_files import axial_series, save_volume
 
+from tests.peak_memory import PEAK_MIB
+
 MIB = 2**20
 UNFOLDED_MIB = 128
-MEASURE = """
-import resource, sys
+MEASURE = f"""{PEAK_MIB}
+import sys
 from pathlib import Path
 from mg3d.errors import DataError
 from mg3d.scans.read import read_scan
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-before = peak()
+before = peak_mib()
 try:
     read_scan(Path(sys.argv[1]))
     print("accepted")
 except DataError as problem:
-    print(peak() - before, problem.message)
+    print(peak_mib() - before, problem.message)
 """
 NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: {sizes}\nencoding: {encoding}\nendian: little\n\n"
 META = "NDims = 3\nDimSize = {sizes}\nElementType = MET_SHORT\nCompressedData = {packed}\nElementDataFile = LOCAL\n"

@@ -31,6 +31,7 @@ from prepro_builders import chest
 
 from mg3d.errors import DataError
 from mg3d.scans.read import read_scan
+from tests.peak_memory import PEAK_MIB
 
 HEIGHTS = [5.0 + 3 * number for number in range(20)]
 
@@ -158,7 +159,7 @@ def test_rescaling_of_some_slices_only_is_refused(tmp_path: Path) -> None:
 
 def _measured(place: Path, repository: Path) -> tuple[int, str]:
     """Growth of the largest of this process and its children in MiB, and what was said."""
-    program = """
+    program = f"""{PEAK_MIB}
 import resource, sys
 from pathlib import Path
 from mg3d.errors import DataError
@@ -168,10 +169,9 @@ try:
     text = "accepted"
 except DataError as problem:
     text = str(problem)
-who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 from mg3d.scans import itk_process
 itk_process._keeper.stop()
-print(max(resource.getrusage(each).ru_maxrss for each in who) // 1024, text)
+print(max(peak_mib(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024), text)
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(place)],

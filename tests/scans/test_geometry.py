@@ -31,7 +31,7 @@ def _canonical(path: Path, mode: str = "canonical") -> tuple[np.ndarray, tuple[f
 @pytest.mark.parametrize("name", CASES)
 def test_real_ct_gives_the_expected_published_values(shared_dir: Path, reference_dir: Path, name: str) -> None:
     """On made data: the golden resampling and the equality with the two published steps, below."""
-    expected = json.loads((reference_dir / "expected" / "ctrate_preprocess.json").read_text())
+    expected = json.loads((reference_dir / "expected" / "ctrate_preprocess.json").read_text(encoding="utf-8"))
     case = next(case for case in expected["cases"] if case["input"] == name)
     volume, spacing = _canonical(shared_dir / "data" / name)
     first = case["stage1_offline (z,x,y)"]

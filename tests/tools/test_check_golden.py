@@ -77,7 +77,7 @@ def small(recordings: list[Recording], tmp_path: Path) -> Path:
 
 def file_of(folder: Path, entry: str) -> Path:
     """First file of an entry."""
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     return folder / next(raw["files"][0] for raw in index["entries"] if raw["name"] == entry)
 
 
@@ -110,7 +110,10 @@ def test_second_directory_passes(family: str, recordings: list[Recording], outco
 def test_second_directory_shares_no_entry_and_no_config_with_the_recorded_one(
     recordings: list[Recording], golden_dir: Path
 ) -> None:
-    stored = {raw["name"]: raw["config"] for raw in json.loads((golden_dir / "index.json").read_text())["entries"]}
+    stored = {
+        raw["name"]: raw["config"]
+        for raw in json.loads((golden_dir / "index.json").read_text(encoding="utf-8"))["entries"]
+    }
     assert not stored.keys() & {each.name for each in recordings}
     assert not [each.name for each in recordings if each.config and each.config in stored.values()]
 
@@ -178,7 +181,7 @@ def extra_tensor(folder: Path, name: str = "in.more") -> None:
 def extra_json(folder: Path) -> None:
     """A JSON value no adapter knows."""
     path = file_of(folder, "rates")
-    body = json.loads(path.read_text())
+    body = json.loads(path.read_text(encoding="utf-8"))
     body[0]["comment"] = {"more": 1.0}
     path.write_text(json.dumps(body))
     rehash(folder, "rates")
@@ -272,7 +275,7 @@ def test_missing_or_broken_index_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_failed_json_entry_counts_what_it_did_not_compare(small: Path) -> None:
-    body = json.loads(file_of(small, "rates").read_text())
+    body = json.loads(file_of(small, "rates").read_text(encoding="utf-8"))
     change_entry(small, "rates", family="new")
     outcome = next(outcome for outcome in check_directory(small) if outcome.name == "rates")
     assert outcome.uncompared == [path for path, _ in json_leaves(body)]
@@ -320,7 +323,7 @@ def test_recorded_directory_passes(count: str, repository: Path, golden_dir: Pat
     patient = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads must not spin where cores are shared
     done = subprocess.run(command, cwd=repository, capture_output=True, encoding="utf-8", timeout=1500, env=patient)
     assert done.returncode == 0, done.stdout + done.stderr
-    total = len(json.loads((golden_dir / "index.json").read_text())["entries"])
+    total = len(json.loads((golden_dir / "index.json").read_text(encoding="utf-8"))["entries"])
     *lines, words, summary = done.stdout.splitlines()
     assert len(lines) == total and words == f"{total} of {total} entries pass"
     numbers = json.loads(summary)
@@ -333,7 +336,7 @@ def test_one_wrong_value_in_the_recorded_directory_fails(golden_dir: Path, tmp_p
     """Every family that the recorded directory has, each with one stored result 1 % off."""
     entries, broken = load_directory(golden_dir)
     assert not broken
-    raws = json.loads((golden_dir / "index.json").read_text())
+    raws = json.loads((golden_dir / "index.json").read_text(encoding="utf-8"))
     recorded = [_as_recording(entry) for entry in entries]
     wrong = [each.spoilable()[-1] if each.spoilable() else "" for each in recorded]
     write_directory(

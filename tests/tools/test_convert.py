@@ -65,7 +65,7 @@ def test_a_published_file_reaches_swin_unetr_and_comes_back(tmp_path: Path, caps
     torch.save(network.state_dict(), tmp_path / "trained.pt")
     back = run(capsys, tmp_path / "trained.pt", tmp_path / "own.pt", "--to", "mg3d", "--report", tmp_path / "r.json")
     assert (back["family"], back["loaded"], back["unexpected"], back["dropped"]) == ("swin_unetr", 129, 22, 8)
-    assert len(json.loads((tmp_path / "r.json").read_text())["renamed"]) == 129
+    assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["renamed"]) == 129
     own = torch.load(tmp_path / "own.pt", weights_only=True)
     assert own["mg3d_metadata"]["patch_merging"] == "legacy"
     assert all(torch.equal(own["state_dict"][name], state[name]) for name in own["state_dict"] if name in state)
@@ -95,7 +95,7 @@ def test_an_export_folder_is_written_and_read_again(tmp_path: Path, capsys: pyte
     model = read_folder(tmp_path / "m")
     assert done["entries"] == len(model.state) and model.config["vision_encoder"] == source.metadata()
     assert all(torch.equal(value, state.get(name, torch.ones(5))) for name, value in model.state.items())
-    card = (tmp_path / "m" / "README.md").read_text()
+    card = (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
     assert "# 3D Swin-L-47K" in card and "license: cc-by-nc-sa-4.0" in card and "CT-RATE, CTRG-Chest" in card
     assert str(tmp_path) not in card
     run(capsys, tmp_path / "m", tmp_path / "m2", "--to", "folder")

@@ -168,7 +168,7 @@ def test_new_scans_are_added_and_failed_ones_tried_again(
     words = [scans, "--weights", weights, "--out", out]
     code, result, _ = embed(capsys, *words)
     assert code == 1 and result["failed"] == 2 and result["rows"] == 4
-    failures = json.loads((tmp_path / "e.failures.json").read_text())["failures"]
+    failures = json.loads((tmp_path / "e.failures.json").read_text(encoding="utf-8"))["failures"]
     assert [entry["name"] for entry in failures] == ["patient 1/scan.nii.gz", "patient 2/slice.nii.gz"]
     assert "too thin" in failures[1]["message"] and failures[1]["remedy"]
     broken.write_bytes(whole)
@@ -176,7 +176,7 @@ def test_new_scans_are_added_and_failed_ones_tried_again(
     save_nifti(scans / "patient 9" / "scan.nii.gz", chest_hu(9))
     code, result, _ = embed(capsys, *words)
     assert code == 0 and result["already_there"] == 4 and result["embedded"] == 2 and result["rows"] == 6
-    assert json.loads((tmp_path / "e.failures.json").read_text())["failures"] == []
+    assert json.loads((tmp_path / "e.failures.json").read_text(encoding="utf-8"))["failures"] == []
     code, result, _ = embed(capsys, *words)
     assert code == 0 and result["embedded"] == 0 and result["rows"] == 6
 

@@ -81,7 +81,7 @@ def test_neighbours_of_a_scan_of_the_table_leave_it_out(tmp_path: Path, capsys: 
     assert [entry["id"] for entry in told["answers"]] == ["ct/valid/scan_0.nii.gz", "ct/valid/scan_2.nii.gz"]
     assert [entry["similarity"] for entry in told["answers"]] == [round(float(np.cos(np.radians(20))), 4)] * 2
     assert told["query"] == "ct/valid/scan_1.nii.gz" and "report 2" in told["printed"]
-    assert (tmp_path / "near.csv").read_text().splitlines()[0] == "rank,similarity,id,patient_id,report"
+    assert (tmp_path / "near.csv").read_text(encoding="utf-8").splitlines()[0] == "rank,similarity,id,patient_id,report"
     everything = answer(capsys, main, table, "--id", "ct/valid/scan_3", "--top", 9)["answers"]
     assert [entry["id"][-8:-7] for entry in everything] == ["2", "1", "0"]
 
@@ -102,7 +102,7 @@ def test_recall_is_that_counted_by_hand(tmp_path: Path, capsys: pytest.CaptureFi
     assert told["report_to_volume_recall_at_1"]["mean"] == 0.5
     assert told["volume_to_report_recall_at_1"]["mean"] == 0.5
     assert told["volume_to_report_recall_at_1"]["candidates"] == 3
-    stored = json.loads((tmp_path / "m.json").read_text())
+    stored = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
     assert stored["report_to_volume_recall_at_1"] == told["report_to_volume_recall_at_1"]
     assert set(stored["permuted_images"]) == {key for key in stored if "_recall_at_" in key}
     assert "report to volume R@1" in told["printed"] and "volumes shuffled" in told["printed"]

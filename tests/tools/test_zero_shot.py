@@ -87,7 +87,7 @@ def test_a_table_of_embeddings_gives_the_scores_of_its_scans(
         assert a["score"] == pytest.approx(b["score"], abs=1e-5)
     out = tmp_path / "scores.json"
     answer(capsys, main, table, *words, "--out", out)
-    assert json.loads(out.read_text()) == stored["results"]
+    assert json.loads(out.read_text(encoding="utf-8")) == stored["results"]
 
 
 def test_weights_without_a_shared_space_give_no_numbers(

@@ -116,8 +116,8 @@ def test_a_refused_run_records_no_value_that_was_not_used(first: Path, tmp_path:
     with pytest.raises(ConfigError, match=r"learning_rate=0\.5, in the checkpoint 0\.001"):
         train(tmp_path, max_steps=12, learning_rate=0.5, resume_from=str(last))
     left = newest(tmp_path)
-    assert json.loads((left / "config.json").read_text())["learning_rate"] == 1e-3
-    status = json.loads((left / "status.json").read_text())
+    assert json.loads((left / "config.json").read_text(encoding="utf-8"))["learning_rate"] == 1e-3
+    status = json.loads((left / "status.json").read_text(encoding="utf-8"))
     assert status["state"] == "failed" and "learning_rate" in status["reason"]
     assert not list((left / "checkpoints").iterdir())
 
@@ -141,7 +141,7 @@ def test_weights_alone_start_a_new_optimisation(first: Path, tmp_path: Path) -> 
     }
     second = train(tmp_path, resume_from=str(first), **keys)
     assert sorted(lines(second)) == [1, 2, 3]
-    assert json.loads((second / "config.json").read_text())["learning_rate"] == 0.5
+    assert json.loads((second / "config.json").read_text(encoding="utf-8"))["learning_rate"] == 0.5
     again = train(tmp_path / "again", resume_from=str(first), **keys)
     assert [compared(line) for line in lines(again).values()] == [compared(line) for line in lines(second).values()]
     fresh = train(tmp_path / "fresh", **{**keys, "resume_weights_only": False})

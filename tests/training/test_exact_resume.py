@@ -35,7 +35,7 @@ def trace(run_dir: Path) -> dict[str, Any]:
     last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     return {
         "lines": {step: compared(line) for step, line in lines(run_dir).items()},
-        "metrics": json.loads((run_dir / "metrics.json").read_text()),
+        "metrics": json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")),
         **final_state(run_dir),
         "random": last["mg3d_rng"][0],
         "logger step": last["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"],

@@ -45,7 +45,9 @@ def test_one_seed_gives_the_same_twenty_steps_and_another_seed_others(tmp_path: 
 
 def test_a_run_records_what_it_was_made_of(tmp_path: Path, job: list[str]) -> None:
     run_dir = train(tmp_path, job, "max_steps=1", "seed=5")
-    config, made = (json.loads((run_dir / f"{name}.json").read_text()) for name in ("config", "environment"))
+    config, made = (
+        json.loads((run_dir / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "environment")
+    )
     assert config["seed"] == 5 and config["max_steps"] == 1
     assert made["code"]["commit"] is None or (
         len(made["code"]["commit"]) == 40 and made["code"]["dirty"] in (True, False)

@@ -43,7 +43,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_json_is_plain_and_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": (1, 2), "p": Path("x"), 3: None})
-    assert json.loads(path.read_text()) == {"a": [1, 2], "p": "x", "3": None}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, 2], "p": "x", "3": None}
 
     def fail(source: str, target: str) -> None:
         raise OSError(28, "No space left on device")
@@ -51,5 +51,5 @@ def test_json_is_plain_and_replaced_as_a_whole(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(RunFailedError, match=r"cannot write .*a\.json: No space left"):
         write_json(path, {"b": 1})
-    assert json.loads(path.read_text())["p"] == "x"
+    assert json.loads(path.read_text(encoding="utf-8"))["p"] == "x"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]

@@ -27,7 +27,7 @@ def train(tmp_path: Path, **keys: Any) -> Path:
 
 
 def read(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ DEADLINE_S = 120.0
 def _child(keys: dict[str, Any], output: str, environ: dict[str, str]) -> None:
     os.environ.update(environ)
     multiprocessing.set_start_method("fork", force=True)  # loader workers as in a run from the shell
-    stream = open(output, "w", buffering=1)
+    stream = open(output, "w", encoding="utf-8", buffering=1)
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
     import tiny_task
@@ -53,14 +53,14 @@ def finish(process: BaseProcess, log_dir: Path, output: str = "output.txt") -> i
     process.join(DEADLINE_S)
     if process.exitcode is None:
         process.kill()
-        raise TimeoutError((log_dir / output).read_text()[-2000:])
+        raise TimeoutError((log_dir / output).read_text(encoding="utf-8")[-2000:])
     return process.exitcode
 
 
 def train(log_dir: Path, **keys: Any) -> Path:
     """A run to its end; returns its folder."""
     code = finish(start(log_dir, **keys), log_dir)
-    output = (log_dir / "output.txt").read_text()
+    output = (log_dir / "output.txt").read_text(encoding="utf-8")
     if code:
         raise AssertionError(f"exit code {code}\n{output[-3000:]}")
     return newest(log_dir)
@@ -80,7 +80,7 @@ def lines(run_dir: Path) -> dict[int, dict[str, Any]]:
 
 def resumed_step(run_dir: Path) -> int:
     """Step of the checkpoint that a run went on with."""
-    return json.loads((run_dir / "environment.json").read_text())["resumed_step"]
+    return json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))["resumed_step"]
 
 
 def wait_until(condition: Any, process: BaseProcess) -> None:
