@@ -145,9 +145,9 @@ def meta_storage(block: bytes, path: Path) -> VoxelStorage:
 def _check_sizes(fields: Mapping[str, str], path: Path) -> None:
     """Refuse voxel sizes that SimpleITK would replace by 1 or turn round in silence."""
     found = {key: fields[key].split()[:3] for key in ("spacings", "elementspacing", "elementsize") if key in fields}
-    found["spacedirections"] = [
-        word for word in NO_OR_SOME_VECTOR.findall(fields.get("spacedirections", ""))[:3] if word
-    ]
+    vectors = NO_OR_SOME_VECTOR.findall(fields.get("spacedirections", ""))
+    if vectors and vectors.count("") < 3:
+        found["spacedirections"] = vectors
     for key, words in found.items():
         if not all(re.fullmatch(r"\+?[\d.]+(e[+-]?\d+)?", word, re.IGNORECASE) for word in words):
             raise DataError(f"{key} {fields[key]!r} hold no voxel size", "repair the header spacing", path=str(path))
