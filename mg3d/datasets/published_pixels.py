@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from mg3d.datasets.volume import PRETRAIN_SIZE_DHW, ct_rate_online_crop_resize, ctrg_stack
 from mg3d.errors import DataError
+from mg3d.scans.grey_slices import grey_pixels
 
 
 def decode_slices(slices: Sequence[bytes], case_id: str, size_dhw: Sequence[int] = PRETRAIN_SIZE_DHW) -> np.ndarray:
     """Return float32 ``[D, H, W]`` in [0, 1] from the encoded slices of a published CTRG row, in stored order.
 
     Raises:
-        DataError: a slice is no image, or there are too few.
+        DataError: a slice is no image with 8-bit grey values, or there are too few.
     """
     try:
-        grey = [np.asarray(Image.open(io.BytesIO(data)).convert("L")) for data in slices]
+        grey = [grey_pixels(data or b"", case_id=case_id, name=f"slice {number}") for number, data in enumerate(slices)]
         return ctrg_stack(grey, size_dhw)[:, 0]
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"slices cannot be read: {error}", "pack the scan again", case_id=case_id) from error
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["PreparedCase", "prepare_case", "read_label_map"]
 
 MEND = "mend or download the file again, or go on without it: on_bad_sample=skip"
+FILL = "give them the value of air where they lie outside the body, or go on without it: on_bad_sample=skip"
 _MAX_LABEL = 65535
 
 
@@ -53,7 +54,7 @@ def prepare_case(case: Case, task: SegmentationTask) -> PreparedCase:
     stored = _read(case, case.image)
     affine, image = grid_affine(stored), np.asarray(_scaled(stored), dtype=np.float32)
     if not np.isfinite(image).all():
-        raise DataError("the image holds NaN or infinity", MEND, case_id=case.id, path=str(case.image))
+        raise DataError("the image holds NaN or infinity", FILL, case_id=case.id, path=str(case.image))
     grid = plan_grid(image.shape, affine, task.orientation, task.spacing_mm)
     stored_label = read_label_map(case, task, image.shape, affine) if case.label is not None else None
     raw = np.ascontiguousarray(grid.resample(image, linear=True))

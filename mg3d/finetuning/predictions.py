@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from mg3d.atomic import atomic_path, writing
+from mg3d.scans.nifti import NIBABEL_ERRORS
 from mg3d.scans.read import read_scan
 
 __all__ = ["write_label_map"]
@@ -42,11 +44,11 @@ def write_label_map(path: Path, labels: np.ndarray, image: Path) -> Path:
 
 
 def _as_nifti(labels: np.ndarray, image: Path) -> nib.Nifti1Image:
-    if not image.name.lower().endswith((".nii", ".nii.gz")):
+    source = _opened(image)
+    if source is None:
         raw = read_scan(image)
         _check_shape(labels, raw.voxels_xyz.shape, image)
         return nib.Nifti1Image(labels, raw.affine)
-    source: Any = nib.load(image)
     _check_shape(labels, source.shape, image)
     header = source.header.copy()
     header.set_data_dtype(np.uint8)
@@ -54,6 +56,14 @@ def _as_nifti(labels: np.ndarray, image: Path) -> nib.Nifti1Image:
     header["cal_min"] = header["cal_max"] = 0
     header["descrip"] = b"label map predicted by mg3d"
     return type(source)(labels.reshape(source.shape), header.get_best_affine(), header)
+
+
+def _opened(image: Path) -> Any:
+    """The image by nibabel; None for other formats, and where nibabel refuses a header that could be read here."""
+    if image.name.lower().endswith((".nii", ".nii.gz")):
+        with contextlib.suppress(*NIBABEL_ERRORS):
+            return nib.load(image)
+    return None
 
 
 def _check_shape(labels: np.ndarray, shape: tuple[int, ...], image: Path) -> None:

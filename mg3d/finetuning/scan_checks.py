@@ -139,18 +139,19 @@ def _read(path: Path) -> np.ndarray:
 
     voxels = read_scan(path).voxels_xyz
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-        raise DataError("holds NaN or infinite voxels", _AGAIN, path=str(path))
+        remedy = "give them the value of air where they lie outside the body, or leave the case out"
+        raise DataError("holds NaN or infinite voxels", remedy, path=str(path))
     return voxels
 
 
 def _shape_and_affine(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
+
+    from mg3d.scans.nifti import NIBABEL_ERRORS
 
     try:
         image = nib.Nifti1Image.from_filename(path)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+    except (OSError, EOFError, zlib.error, *NIBABEL_ERRORS) as error:
         raise DataError(f"no readable NIfTI header ({error})", _AGAIN, path=str(path)) from error
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

@@ -28,13 +28,17 @@ from mg3d.scans.raw_volume import (
     DOWNLOAD_AGAIN,
     UNKNOWN_DIRECTIONS,
     RawVolume,
+    by,
     check_affine,
     check_layout,
     check_spacing,
+    shear_warnings,
     shortest_decimals,
+    unit_in_mm,
 )
 from mg3d.scans.text_header import MAX_HEADER_BYTES, VoxelStorage, meta_storage, nrrd_storage
 
+MAX_LENGTH_ERROR = 0.01
 FORMATS = {
     ".nrrd": (nrrd_storage, "NrrdImageIO"),
     ".nhdr": (nrrd_storage, "NrrdImageIO"),
@@ -76,8 +80,8 @@ def _read_volume(data: HashingFile, storage: VoxelStorage, path: Path, image_io:
     dtype = header.dtype.newbyteorder(">" if storage.big_endian else "<")
     shape = check_layout(header.size, dtype, data.size, max_gib, str(path))
     voxels = read_voxels(_open_voxels(data, storage, shape, dtype), shape, dtype, str(storage.data_path))
-    affine, spacing_mm = _geometry(header, storage, path)
-    return RawVolume(voxels, affine, spacing_mm, 1.0, 0.0, storage.oriented, path=str(path))
+    affine, spacing_mm, warnings = _geometry(header, storage, path)
+    return RawVolume(voxels, affine, spacing_mm, 1.0, 0.0, storage.oriented, tuple(warnings), path=str(path))
 
 
 def _open_voxels(data: HashingFile, storage: VoxelStorage, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Any:
@@ -97,10 +101,20 @@ def _open_voxels(data: HashingFile, storage: VoxelStorage, shape: tuple[int, int
 
 def _geometry(
     header: ImageInformation, storage: VoxelStorage, path: Path
-) -> tuple[np.ndarray, tuple[float, float, float] | None]:
-    dimension = len(header.size)
-    spacing = check_spacing(shortest_decimals(header.spacing[:3]), str(path)) if storage.has_spacing else None
+) -> tuple[np.ndarray, tuple[float, float, float] | None, list[str]]:
+    """Matrix, voxel size and warnings; units and shear follow the rule of :mod:`mg3d.scans.nifti_geometry`."""
+    dimension, sizes = len(header.size), header.spacing[:3]
+    unit, said = unit_in_mm(storage.unit, sizes)
+    warnings = [*storage.warnings, *said]
+    decimals = shortest_decimals(size * unit for size in sizes)
+    spacing = check_spacing(decimals, str(path)) if storage.has_spacing else None
     if not storage.oriented:
-        return UNKNOWN_DIRECTIONS, spacing
+        return UNKNOWN_DIRECTIONS, spacing, warnings
     direction = np.reshape(header.direction, (dimension, dimension))[:3, :3]
-    return check_affine(ras_affine(direction, header.spacing[:3], header.origin[:3]), str(path)), spacing
+    lengths = np.linalg.norm(direction, axis=0)
+    if not np.allclose(lengths, 1.0, atol=MAX_LENGTH_ERROR):
+        message = f"direction vectors of length {by(lengths)} contradict the voxel size"
+        raise DataError(message, "give directions of length 1", path=str(path))
+    affine = ras_affine(direction, sizes, header.origin[:3])
+    affine[:3] *= unit
+    return check_affine(affine, str(path)), spacing, [*warnings, *shear_warnings(affine)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import zipfile
@@ -11,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mg3d.datasets.fitting import linear_taps
 from mg3d.errors import DataError
 from mg3d.paths import visible_files
 from mg3d.scans.folders import PassedOver, walk_folders
-from mg3d.scans.grey_slices import natural_key
+from mg3d.scans.grey_slices import grey_pixels, natural_key
 
 __all__ = ["DEPTH_RULES", "SliceSeries", "find_series", "read_slices", "series_to_array"]
 
@@ -96,10 +95,9 @@ def read_slices(series: SliceSeries, indices: Sequence[int]) -> Iterator[np.ndar
             name = series.slices[index]
             try:
                 data = archive.read(name) if archive else (series.container / name).read_bytes()
-                with Image.open(io.BytesIO(data)) as picture:
-                    yield np.asarray(picture.convert("L"))
-            except (OSError, ValueError, zipfile.BadZipFile, UnidentifiedImageError, Image.DecompressionBombError) as e:
+            except (OSError, ValueError, zipfile.BadZipFile) as e:
                 raise DataError(f"{name} cannot be read ({e})", _AGAIN, path=str(series.container)) from None
+            yield grey_pixels(data, path=str(series.container), name=name)
     finally:
         if archive:
             archive.close()

@@ -6,6 +6,7 @@ left to SimpleITK. Formats: teem's NRRD 5 description and the MetaIO description
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ ANATOMICAL_SPACES = (
     "las",
 )
 NRRD_ENCODINGS = {"raw": "raw", "gzip": "deflate", "gz": "deflate"}
+NO_OR_SOME_VECTOR = re.compile(r"(none)|\(", re.IGNORECASE)  # captures only what is no vector
+UNIT_WORDS = {
+    "metres": {"m", "meter", "meters", "metre", "metres"},
+    "micrometres": {"um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"},
+}
 SAVE_PLAINLY = "save the volume again as one raw or gzip-compressed file"
 
 
@@ -37,6 +43,8 @@ class VoxelStorage:
         big_endian: byte order.
         oriented: the header states directions in the patient.
         has_spacing: the header states a voxel size.
+        unit: a unit of length other than millimetres, as :func:`mg3d.scans.raw_volume.unit_in_mm` names it.
+        warnings: what the header says and is not used.
     """
 
     data_path: Path
@@ -45,6 +53,8 @@ class VoxelStorage:
     big_endian: bool
     oriented: bool
     has_spacing: bool
+    unit: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def nrrd_storage(block: bytes, path: Path) -> VoxelStorage:
@@ -84,8 +94,13 @@ def nrrd_storage(block: bytes, path: Path) -> VoxelStorage:
         data_path, start = _beside(path, fields["datafile"]), 0
     oriented = fields.get("space", "").lower() in ANATOMICAL_SPACES and "spacedirections" in fields
     has_spacing = "spacings" in fields or "spacedirections" in fields
+    _check_sizes(fields, path)
+    unit = _unit(fields.get("spaceunits") or fields.get("units", ""))
+    unnamed = "spacedirections" in fields and not oriented
+    said = (f"directions in the space {fields.get('space', '')!r}, which is not the patient's, are not used",)
     big_endian = fields.get("endian", "little").lower() == "big"
-    return VoxelStorage(data_path, -1 if skip < 0 else start + skip, encoding, big_endian, oriented, has_spacing)
+    place = -1 if skip < 0 else start + skip
+    return VoxelStorage(data_path, place, encoding, big_endian, oriented, has_spacing, unit, said if unnamed else ())
 
 
 def meta_storage(block: bytes, path: Path) -> VoxelStorage:
@@ -122,8 +137,26 @@ def meta_storage(block: bytes, path: Path) -> VoxelStorage:
     order = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "false"))
     oriented = not fields.keys().isdisjoint(("transformmatrix", "rotation", "orientation"))
     has_spacing = not fields.keys().isdisjoint(("elementspacing", "elementsize"))
-    place = -1 if skip < 0 else start + skip
-    return VoxelStorage(data_path, place, encoding, order.lower() in ("true", "1"), oriented, has_spacing)
+    _check_sizes(fields, path)
+    unit, place = _unit(fields.get("distanceunits", "")), -1 if skip < 0 else start + skip
+    return VoxelStorage(data_path, place, encoding, order.lower() in ("true", "1"), oriented, has_spacing, unit)
+
+
+def _check_sizes(fields: Mapping[str, str], path: Path) -> None:
+    """Refuse voxel sizes that SimpleITK would replace by 1 or turn round in silence."""
+    found = {key: fields[key].split()[:3] for key in ("spacings", "elementspacing", "elementsize") if key in fields}
+    vectors = NO_OR_SOME_VECTOR.findall(fields.get("spacedirections", ""))
+    if vectors and vectors.count("") < 3:
+        found["spacedirections"] = vectors
+    for key, words in found.items():
+        if not all(re.fullmatch(r"\+?[\d.]+(e[+-]?\d+)?", word, re.IGNORECASE) for word in words):
+            raise DataError(f"{key} {fields[key]!r} hold no voxel size", "repair the header spacing", path=str(path))
+
+
+def _unit(text: str) -> str:
+    """Metres or micrometres, where all of a header's unit words mean that; "" for millimetres and all else."""
+    words = set(text.lower().replace('"', " ").split())
+    return next((unit for unit, names in UNIT_WORDS.items() if words and words <= names), "")
 
 
 def _whole_number(fields: Mapping[str, str], key: str, path: Path) -> int:

@@ -187,7 +187,7 @@ class CtrgReader:
         grey = resample_crop(stored, plans, raw.slope, raw.intercept, GREY_RANGE)
         record = {"stored_shape_DHW": list(stored.shape), "order": self.nifti_order}
         record["source_sha256"] = raw.source_sha256
-        return PackedImage(np.rint(grey).astype(np.uint8), grid_spacing(plans), record)
+        return PackedImage(np.rint(grey).astype(np.uint8), grid_spacing(plans), record, raw.warnings)
 
     def _depth_range(self) -> tuple[float, float]:
         fraction = self.geometry.crop_fractions[0]

@@ -5,7 +5,6 @@ Axis legend: D depth (z), H rows (y), W columns (x).
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from mg3d.datasets.arrow_schema import parse_window
 from mg3d.datasets.labels import UNKNOWN_LABEL
 from mg3d.datasets.report_text import clean_text
+from mg3d.errors import DataError
+from mg3d.scans.grey_slices import grey_pixels
 from mg3d.scans.hounsfield import AIR_HU, MIN_AIR_SHARE, MIN_TISSUE_SHARE, TISSUE_HU, tissue_shares
 from prepro.verification.findings import Finding, Severity, finding
 
@@ -136,10 +136,9 @@ def _voxel_problems(image_DHW: np.ndarray, geometry: Mapping[str, Any], window: 
 def _slice_problems(slices: Sequence[bytes] | None) -> Iterator[Problem]:
     for number, data in enumerate(slices or ()):
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-        except (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError) as problem:
-            yield "slice_undecodable", f"slice {number} of {len(slices or ())}: {type(problem).__name__}"
+            grey_pixels(data or b"", name=f"slice {number} of {len(slices or ())}")
+        except DataError as problem:
+            yield "slice_undecodable", problem.message
             return
 
 
