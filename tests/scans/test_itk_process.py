@@ -49,7 +49,18 @@ def test_no_reader_brings_itk_into_its_own_process(tmp_path: Path, repository: P
 
 def test_only_the_child_imports_simple_itk(repository: Path) -> None:
     listed = subprocess.run(
-        ["git", "grep", "-lE", r"^\s*(import|from) SimpleITK", "--", "mg3d", "prepro", "tools", "downstream", "main.py"],
+        [
+            "git",
+            "grep",
+            "-lE",
+            r"^\s*(import|from) SimpleITK",
+            "--",
+            "mg3d",
+            "prepro",
+            "tools",
+            "downstream",
+            "main.py",
+        ],
         cwd=repository,
         capture_output=True,
         encoding="utf-8",
@@ -97,7 +108,9 @@ def test_a_crash_names_the_file_and_the_next_one_is_read(
     np.testing.assert_array_equal(read_scan(good).voxels_xyz, chest())
 
 
-@pytest.mark.parametrize("body", ["import time; time.sleep(600)", "while True: pass", "signal.alarm(0); signal.pause()"])
+@pytest.mark.parametrize(
+    "body", ["import time; time.sleep(600)", "while True: pass", "signal.alarm(0); signal.pause()"]
+)
 def test_a_hang_ends_in_time_and_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     path = save_volume(tmp_path / "a.mha", chest())
     _with_program(monkeypatch, tmp_path, body)
@@ -159,7 +172,9 @@ def test_the_child_ends_with_its_parent(tmp_path: Path, repository: Path, end: s
         "print(itk_process._keeper.child._process.pid, flush=True); time.sleep(600)"
     )
     environment = os.environ | {"PYTHONPATH": str(repository)}
-    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, env=environment) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, env=environment
+    ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert not _gone(pid, 0.2)
