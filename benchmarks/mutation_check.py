@@ -22,6 +22,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
@@ -38,7 +39,6 @@ TESTS = {
 }
 """Tests of a file whose module many others name, too; mutants do not reach processes that tests spawn."""
 LIBRARIES = ("torch", "numpy", "scipy.stats", "hypothesis", "pytest", "safetensors.torch", "transformers", "nibabel")
-NO_VERDICT = 3
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult,
     ast.Mod: ast.Mult, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -93,8 +93,8 @@ def change(node: ast.AST, parent: ast.AST) -> None:
                 value[value.index(node)] = node.operand
 
 
-def mutants(source: str) -> list[tuple[int, str, ast.Module]]:
-    """Every changed tree with the line and the old and new text of what was changed."""
+def mutants(source: str) -> list[tuple[int, str, str]]:
+    """Every changed source with the line and the old and new text of what was changed."""
     tree = ast.parse(source)
     found = []
     for number, node in enumerate(places(tree)):
@@ -103,42 +103,39 @@ def mutants(source: str) -> list[tuple[int, str, ast.Module]]:
             target = list(places(other))[number]
             parent = next(each for each in ast.walk(other) if target in ast.iter_child_nodes(each))
             change(target, parent)
-            ast.fix_missing_locations(other)
             line = getattr(node, "lineno", 0)
-            found.append((line, f"{name}: {ast.unparse(node).splitlines()[0][:80]}", other))
+            found.append((line, f"{name}: {ast.unparse(node).splitlines()[0][:80]}", ast.unparse(other)))
     return found
 
 
-class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Gives a changed tree in place of one module."""
+class Mutated(importlib.abc.MetaPathFinder):
+    """Gives a changed file in place of one module."""
 
-    def __init__(self, name: str, path: Path, tree: ast.Module) -> None:
-        self.name, self.path, self.source = name, path, ast.unparse(tree).encode()
+    def __init__(self, name: str, file: Path) -> None:
+        self.name, self.file = name, file
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Spec of the one module."""
-        if fullname != self.name:
-            return None
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
-
-    def get_filename(self, fullname: str) -> str:
-        """Place of the unchanged module."""
-        return str(self.path)
-
-    def get_data(self, path: str | bytes) -> bytes:
-        """The changed source."""
-        return self.source
+        return importlib.util.spec_from_file_location(fullname, self.file) if fullname == self.name else None
 
 
-def outcome(name: str, path: Path, tree: ast.Module, tests: Sequence[str], limit_s: float) -> int:
+def outcome(name: str, source: str, tests: Sequence[str], limit_s: float) -> int:
     """Exit code of pytest in a fork with the mutant; anything above zero is a kill."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "mutant.py"
+        file.write_text(source, encoding="utf-8")
+        return _exit_code(Mutated(name, file), tests, limit_s)
+
+
+def _exit_code(mutated: Mutated, tests: Sequence[str], limit_s: float) -> int:
     process = os.fork()
     if process == 0:
         os.setpgid(0, 0)
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
-        sys.meta_path.insert(0, Mutated(name, path, tree))
+        sys.dont_write_bytecode = True  # a mutant of the same size and second would be taken for the last one
+        sys.meta_path.insert(0, mutated)
         import pytest
 
         os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests])))
@@ -166,16 +163,16 @@ def check(path: str, sample: int, seed: int, until: float) -> dict[str, object]:
     source, tests = (ROOT / path).read_text(encoding="utf-8"), tests_of(path)
     name, every = path.removesuffix(".py").replace("/", "."), mutants(source)
     began = time.monotonic()
-    if not tests or outcome(name, ROOT / path, ast.parse(source), tests, 600.0):
+    if not tests or outcome(name, source, tests, 600.0):
         return {"mutants": len(every), "tried": 0, "problem": "no tests, or they fail without a change"}
     limit = 10.0 + 5.0 * (time.monotonic() - began)
     chosen = random.Random(seed).sample(every, min(sample, len(every))) if sample else every
     killed = tried = 0
-    for line, text, tree in chosen:
+    for line, text, mutant in chosen:
         if time.monotonic() > until:
             break
         tried += 1
-        dead = outcome(name, ROOT / path, tree, tests, limit) != 0
+        dead = outcome(name, mutant, tests, limit) != 0
         killed += dead
         if not dead:
             print(f"{path}:{line}: {text}", flush=True)

@@ -136,6 +136,25 @@ def test_the_recorded_files_are_the_listed_ones(repository: Path) -> None:
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
 
 
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
+"""A test as ``docs/reliability.md`` names it."""
+
+
+def test_every_goal_names_its_tests_and_every_named_test_exists(repository: Path) -> None:
+    text = (repository / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = {int(found[1]): found[2] for found in re.finditer(r"^\| (\d+) \|(.+)\|$", text, re.MULTILINE)}
+    assert sorted(rows) == list(range(1, 41))
+    assert [goal for goal, row in rows.items() if not NAMED_TEST.search(row)] == []
+    assert text.count("::") == len(NAMED_TEST.findall(text)) + 1, (
+        "a name that is no `file::test` (one explains the form)"
+    )
+    there: dict[str, set[str]] = {}
+    for file in {file for file, _ in NAMED_TEST.findall(text) if (repository / file).is_file()}:
+        nodes = ast.walk(ast.parse((repository / file).read_text(encoding="utf-8")))
+        there[file] = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    assert [f"{file}::{name}" for file, name in NAMED_TEST.findall(text) if name not in there.get(file, set())] == []
+
+
 def test_lint(repository: Path) -> None:
     for words in (["check", "."], ["format", "--check", "."]):
         done = subprocess.run(

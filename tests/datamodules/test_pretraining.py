@@ -50,6 +50,24 @@ def as_rank(module: MG3DDataModule, rank: int, world: int) -> MG3DDataModule:
     return module
 
 
+@pytest.mark.parametrize("name", ["a folder", "Röntgen 肺", 'it\'s "so"', "$HOME;x", "-n", "relative", "~"])
+def test_paths_of_every_kind_are_read(
+    config: Callable[..., MG3DConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Blanks, letters of any script, quotes, relative places and the home folder; what a shell would expand is not."""
+    whole = config()
+    place = tmp_path / ("home" if name == "~" else "places") / ("arrows" if name == "~" else name)
+    place.mkdir(parents=True)
+    for path in tmp_path.glob("*.arrow"):
+        path.rename(place / path.name)
+    monkeypatch.chdir(place.parent)
+    monkeypatch.setenv("HOME", str(place.parent))
+    given = {"~": "~/arrows", "relative": "./relative"}.get(name, name)
+    data = MG3DDataModule(resolve_config(whole.to_dict() | {"data_root": given}), TOKENIZER)
+    assert len(data.dataset("train")) == 12
+    assert len(rows(data.val_dataloader())) == 3
+
+
 def test_batches_of_the_concatenated_corpora(config: Callable[..., MG3DConfig]) -> None:
     data = MG3DDataModule(config(), TOKENIZER)
     data.setup("fit")

@@ -64,6 +64,7 @@ def shared_memory_of(pids: list[int]) -> list[str]:
 def test_a_killed_worker_ends_the_run_and_leaves_no_process(tmp_path: Path, step: int, victim: int) -> None:
     process = start(tmp_path, num_workers=2, vision_encoder_options={"sleep_s": 0.2})
     wait_until(lambda: list(tmp_path.glob("*/version_*")) and step in lines(newest(tmp_path)), process)
+    assert process.is_alive(), (tmp_path / "output.txt").read_text()[-2500:]
     workers = children(process.pid)
     assert len(workers) == 2
     os.kill(workers[victim], signal.SIGKILL)
