@@ -6,8 +6,8 @@
 
 writes DIR/index.html, one self-contained page for the browser (no network), and one PNG per sentence. The maps are the
 gates of the fusion layers between sentence and image tokens: coarse, and no diagnosis (the page says so with numbers).
-SCAN is a NIfTI, NRRD or MetaImage file, or the folder of one DICOM series. The last line of standard output is one JSON
-object. Exit code 0: written; 1: the run broke down; 2: bad input or arguments.
+SCAN is a NIfTI, NRRD or MetaImage file, or DICOM (folder or multi-frame file). The last line of standard output is one
+JSON object. Exit code 0: written; 1: the run broke down; 2: bad input or arguments.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,28 +125,27 @@ class DicomHeader:
     pixel_bytes: int | None
 
 
-class reading:  # noqa: N801 - used like the function it stands for
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
     """Turn what pydicom raises on a damaged file into an error that names it; its warnings are repeated by the checks.
 
     Args:
         path: the file.
+
+    Raises:
+        DataError: in place of any other error.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        self._quiet = warnings.catch_warnings()
-        self._quiet.__enter__()
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: Any) -> None:
-        self._quiet.__exit__(kind, problem, trace)
-        if isinstance(problem, RecursionError):
-            raise DataError("sequences are nested too deeply", DOWNLOAD_AGAIN, path=str(self._path)) from None
-        if isinstance(problem, Exception) and not isinstance(problem, DataError):
-            message = f"unreadable DICOM header ({str(problem)[:120] or type(problem).__name__})"
-            raise DataError(message, DOWNLOAD_AGAIN, path=str(self._path)) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DataError:
+        raise
+    except RecursionError:
+        raise DataError("sequences are nested too deeply", DOWNLOAD_AGAIN, path=str(path)) from None
+    except Exception as problem:
+        message = f"unreadable DICOM header ({str(problem)[:120] or type(problem).__name__})"
+        raise DataError(message, DOWNLOAD_AGAIN, path=str(path)) from None
 
 
 class _Bounded(io.BufferedReader):

@@ -113,6 +113,10 @@ def _chosen(slices: Sequence[Slice], wanted: str, place: Path, warnings: list[st
     by_series: dict[str, list[Slice]] = {}
     for item in slices:
         by_series.setdefault(item.series, []).append(item)
+    if "" in by_series and len(by_series) > 1:
+        names = [item.name for item in by_series[""]]
+        message = f"{len(names)} slices without SeriesInstanceUID beside those of a series ({some(names)})"
+        raise DataError(message, "keep one series per folder", path=str(place))
     if wanted in by_series and wanted:
         _say_others(by_series, wanted, warnings)
         return by_series[wanted]

@@ -37,6 +37,8 @@ WANTED = [
 ]
 UNKNOWN_KIND = "DICOM file without a kind"
 UNIT_TOLERANCE = 1e-2
+MAX_PLACE_MM = 1e5
+MAX_SLOPE, MAX_INTERCEPT = 1e4, 1e6
 CONVERT = "convert the series to one NIfTI file with a DICOM converter"
 UNPACK = "convert it to an uncompressed transfer syntax with a DICOM converter"
 HOUNSFIELD_TYPES = ("", "HU", "US")  # US: unspecified, what ITK writes for every CT
@@ -201,7 +203,7 @@ def _slices(header: DicomHeader, path: Path, digest: str) -> list[Slice]:
                 size=(tags.short(COLUMNS), tags.short(ROWS)),
                 frame=number,
                 frames=count,
-                position=here.get(PLACE_GROUP, lambda part: part.numbers(POSITION, 3)) or (),
+                position=here.get(PLACE_GROUP, _place),
                 directions=_unit_vectors(here.get(DIRECTION_GROUP, lambda part: part.numbers(ORIENTATION, 6)) or ()),
                 spacing_mm=here.get(MEASURE_GROUP, lambda part: part.numbers(PIXEL_SPACING, 2)) or (),
                 rescale=_rescale(here.part(VALUE_GROUP), path),
@@ -266,15 +268,20 @@ def _rescale(part: Tags, path: Path) -> tuple[float, float] | None:
     if SLOPE not in part and INTERCEPT not in part:
         return None
     slope, intercept = part.numbers(SLOPE, 1), part.numbers(INTERCEPT, 1)
-    if not slope or not intercept or slope[0] == 0:
+    if not slope or not intercept or not 0 < abs(slope[0]) <= MAX_SLOPE or abs(intercept[0]) > MAX_INTERCEPT:
         message = f"rescale slope {part.text(SLOPE)!r} and intercept {part.text(INTERCEPT)!r} give no Hounsfield units"
         raise DataError(message, DOWNLOAD_AGAIN, path=str(path))
     return slope[0], intercept[0]
 
 
+def _place(part: Tags) -> tuple[float, ...]:
+    place = part.numbers(POSITION, 3)
+    return place if place and max(map(abs, place)) <= MAX_PLACE_MM else ()
+
+
 def _unit_vectors(values: tuple[float, ...]) -> tuple[float, ...]:
     if not values:
         return ()
-    row, column = np.reshape(values, (2, 3))
+    row, column = np.clip(np.reshape(values, (2, 3)), -2, 2)
     products = np.array([row @ row - 1, column @ column - 1, row @ column])
     return values if np.abs(products).max() < UNIT_TOLERANCE else ()

@@ -60,6 +60,13 @@ def test_of_equally_large_series_the_lowest_number_is_read_and_the_tie_said(tmp_
     assert "1 others have as many slices" in raw.warnings[0]
 
 
+def test_slices_without_a_series_are_not_left_out(tmp_path: Path) -> None:
+    save_slices(tmp_path / "s", chest(), HEIGHTS)
+    save_slices(tmp_path / "s", chest()[:, :, :2], HEIGHTS[:2], {0x0020000E: ""})
+    for series in ("", "largest", "1.2.3.9"):
+        assert "2 slices without SeriesInstanceUID" in refusal(tmp_path / "s", series).message
+
+
 @pytest.mark.parametrize("uid", ["1.2.3.9", "1.2.3.77"])
 @pytest.mark.parametrize(
     "kind",

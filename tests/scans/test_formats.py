@@ -93,7 +93,7 @@ def test_foreign_content_is_named(tmp_path: Path, name: str, content: bytes) -> 
 
 
 def test_unknown_formats_and_missing_files_are_refused(tmp_path: Path) -> None:
-    for name, words in (("a.txt", "not a known scan format"), ("a.dcm", "not found"), ("a.nii.gz", "not found")):
+    for name, words in (("a.txt", "not a known scan format"), ("a.dcm", "file not found"), ("a.nii.gz", "not found")):
         with pytest.raises(DataError, match=words):
             read_scan(tmp_path / name)
     with pytest.raises(DataError, match=r"known are \.nii\.gz.*\.nrrd.*\.mha.*\.npz and DICOM") as caught:
