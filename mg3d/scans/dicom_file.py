@@ -30,6 +30,7 @@ BUFFER_BYTES = 1 << 16
 MAX_HEADER_BYTES = 1 << 24  # of tags that are looked at; longer ones are skipped unread
 MAX_NAME = 80  # letters of a name in messages
 BYTES_OF_A_READ = 32  # what the shortest read counts: parsing small items costs time and memory
+MAX_TEXT = 1024  # bytes of a value that is text
 UNDEFINED = 0xFFFFFFFF
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 GE_PRIVATE = "1.2.840.113619.5.2"  # implicit types, pixels big-endian
@@ -56,7 +57,7 @@ class Tags:
     def text(self, tag: int) -> str:
         """Text of a tag without padding, "" when absent."""
         value = self._raw(tag)
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
+        text = value[:MAX_TEXT].decode("utf-8", "replace") if isinstance(value, bytes) else ""
         return "".join(letter for letter in text if letter.isprintable()).strip()
 
     def numbers(self, tag: int, count: int) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mg3d.errors import DataError
 from mg3d.scans.byte_stream import HashingFile, damage_named
-from mg3d.scans.dicom_file import DEFLATED, DicomHeader, Tags, name_of_uid, read_header
+from mg3d.scans.dicom_file import DEFLATED, MAX_NAME, DicomHeader, Tags, name_of_uid, read_header
 from mg3d.scans.folders import is_special
 from mg3d.scans.raw_volume import DOWNLOAD_AGAIN
 
@@ -196,8 +196,8 @@ def _slices(header: DicomHeader, path: Path, digest: str) -> list[Slice]:
                 sha256=digest,
                 series=tags.text(SERIES_UID),
                 number=tags.whole(SERIES_NUMBER),
-                description=tags.text(DESCRIPTION),
-                kernel=tags.text(KERNEL) or here.get(KERNEL_GROUP, lambda part: part.text(KERNEL)) or "",
+                description=tags.text(DESCRIPTION)[:MAX_NAME],
+                kernel=here.get(KERNEL_GROUP, lambda part: part.text(KERNEL))[:MAX_NAME],
                 acquisition=tags.text(ACQUISITION),
                 localizer="LOCALIZER" in kind.upper().split("\\"),
                 size=(tags.short(COLUMNS), tags.short(ROWS)),
@@ -261,7 +261,7 @@ def _pixels(header: DicomHeader, path: Path) -> Pixels:
 
 def _rescale(part: Tags, path: Path) -> tuple[float, float] | None:
     """Slope and intercept that lead to Hounsfield units."""
-    unit = part.text(RESCALE_TYPE)
+    unit = part.text(RESCALE_TYPE)[:MAX_NAME]
     if unit.upper() not in HOUNSFIELD_TYPES:
         message = f"its values are {unit} (RescaleType), not Hounsfield units"
         raise DataError(message, "give the reconstruction in HU", path=str(path))
@@ -269,7 +269,8 @@ def _rescale(part: Tags, path: Path) -> tuple[float, float] | None:
         return None
     slope, intercept = part.numbers(SLOPE, 1), part.numbers(INTERCEPT, 1)
     if not slope or not intercept or not 0 < abs(slope[0]) <= MAX_SLOPE or abs(intercept[0]) > MAX_INTERCEPT:
-        message = f"rescale slope {part.text(SLOPE)!r} and intercept {part.text(INTERCEPT)!r} give no Hounsfield units"
+        stated = f"rescale slope {part.text(SLOPE)[:MAX_NAME]!r} and intercept {part.text(INTERCEPT)[:MAX_NAME]!r}"
+        message = f"{stated} give no Hounsfield units"
         raise DataError(message, DOWNLOAD_AGAIN, path=str(path))
     return slope[0], intercept[0]
 
