@@ -112,8 +112,9 @@ def load_weights(
             covered, or tensors of the file's encoder left over.
     """
     file = read_weights_file(path)
-    check_known(file.tensors, path)
     target = module.state_dict()
+    if not any(name in target for name in file.tensors):
+        check_known(file.tensors, path)
     assigned, report = match_tensors(file.tensors, target)
     if any(name.startswith("vision_encoder.") for name in target):  # its tokens would be those behind the head
         report.encoder_unused += [name for name in report.unexpected if "proj_head." in name]
@@ -144,7 +145,10 @@ def check_resumable(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     if order:
         check_merging(merging_order(module), order, place)
     if "state_dict" in checkpoint:
-        _check_same_tensors(checkpoint["state_dict"], module.state_dict(), place)
+        stored = checkpoint["state_dict"]
+        if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):
+            raise CheckpointError(f"{place} holds no tensors under state_dict", _RESUME_MEND)
+        _check_same_tensors(stored, module.state_dict(), place)
 
 
 def _check_same_tensors(stored: Mapping[str, Tensor], target: Mapping[str, Tensor], place: str) -> None:

@@ -175,7 +175,7 @@ def test_weights_of_another_kind_are_refused(root: Path, capsys: pytest.CaptureF
     torch.save({"a": torch.zeros(1)}, root / "other.pt")
     line = [word for word in words(root) if not word.startswith("feature_size")]
     assert "text_weights=" in refused(capsys, *line, f"weights={root / 'ctclip.pt'}")
-    assert "covers only 0 of" in refused(capsys, *line, f"weights={root / 'other.pt'}", "feature_size=12")
+    assert "no supported family" in refused(capsys, *line, f"weights={root / 'other.pt'}", "feature_size=12")
 
 
 def test_a_part_without_a_case_is_refused_before_anything_is_trained(
