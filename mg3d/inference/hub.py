@@ -29,7 +29,7 @@ def download_export(name: str, revision: str | None = None) -> Path:
         EnvironmentProblem: the hub does not answer, or has no such model.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     mend = f"download {name!r} elsewhere (config.json, model.safetensors, preprocessor.json) and give the local folder"
     try:
@@ -43,6 +43,6 @@ def download_export(name: str, revision: str | None = None) -> Path:
     ask_hub(name, FILES[0], mend)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # whatever the network stack raises becomes one message
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise EnvironmentProblem(f"cannot get {name!r} from the hub: {first}", mend) from error

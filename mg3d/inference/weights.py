@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mg3d.datasets.stored_geometry import published_geometry
 from mg3d.errors import CheckpointError, MG3DError
 from mg3d.inference.places import Place
-from mg3d.models.bounds import read_json_object
+from mg3d.models.bounds import check_model_size, read_json_object
 from mg3d.models.checkpoint import CoverageReport, check_coverage, match_tensors
 from mg3d.models.conversion import read_own_weights
 from mg3d.models.export import read_folder
@@ -116,7 +116,7 @@ def build_network(stored: StoredModel) -> tuple[nn.Module, CoverageReport]:
     if not stored.metadata.get("vision_encoder"):
         raise CheckpointError("the weights hold no image encoder that is known here", "name other weights")
     with torch.random.fork_rng(devices=[]):
-        network = _whole_network(stored) or ImageEncoderOnly(_vision_encoder(stored.metadata))
+        network = _whole_network(stored) or ImageEncoderOnly(encoder_from_metadata(stored.metadata["vision_encoder"]))
     assigned, report = match_tensors(stored.tensors, network.state_dict())
     report.patch_merging = str(stored.metadata.get("patch_merging") or "") if report.has_merging else ""
     network.load_state_dict(assigned, strict=False)
@@ -147,15 +147,6 @@ def has_trained_space(stored: StoredModel, report: CoverageReport) -> bool:
     return bool(stored.metadata.get("has_shared_space", present)) and present and not lacking
 
 
-def _vision_encoder(metadata: Mapping[str, Any]) -> VisionEncoder:
-    try:
-        return encoder_from_metadata(metadata["vision_encoder"])
-    except MG3DError:
-        raise
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the described image encoder cannot be built ({error})", "export it again") from error
-
-
 def _whole_network(stored: StoredModel) -> MG3DNetwork | None:
     """The pre-training network without its optional queues; None where the weights hold no text encoder or fusion."""
     inferred = infer_network(stored.tensors)
@@ -165,11 +156,19 @@ def _whole_network(stored: StoredModel) -> MG3DNetwork | None:
         return None
     try:
         chosen = _options(options, stored)
-        return MG3DNetwork(_vision_encoder(stored.metadata), _text_encoder(text, stored.tokenizer), chosen)
+
+        def build() -> MG3DNetwork:
+            encoder = encoder_from_metadata(stored.metadata["vision_encoder"])
+            return MG3DNetwork(encoder, _text_encoder(text, stored.tokenizer), chosen)
+
+        with torch.device("meta"):
+            check_model_size(build(), "description of the network")
+        return build()
     except MG3DError:
         raise
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the described network cannot be built ({error})", "export the model again") from error
+    except Exception as error:  # a bad value can fail in any way
+        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"the described network cannot be built ({first})", "export the model again") from error
 
 
 def _options(found: Mapping[str, Any], stored: StoredModel) -> NetworkOptions:
@@ -199,14 +198,8 @@ def _text_encoder(config: Mapping[str, Any], tokenizer: Sequence[str]) -> BertTe
         settings |= _heads_beside(tokenizer, settings.get("hidden_size"))
     check_architecture(settings, "of the weights")
     kind = str(settings.pop("model_type", "bert"))
-    try:
-        architecture = AutoConfig.for_model("bert" if kind == PROGRAM_OF_BERT else kind, **settings)
-        return BertTextEncoder(AutoModel.from_config(architecture), frozen=True, eval_mode=True)
-    except MG3DError:
-        raise
-    except Exception as error:  # a bad value can fail in any way
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(f"the described text encoder cannot be built ({first})", "export it again") from error
+    architecture = AutoConfig.for_model("bert" if kind == PROGRAM_OF_BERT else kind, **settings)
+    return BertTextEncoder(AutoModel.from_config(architecture), frozen=True, eval_mode=True)
 
 
 def _heads_beside(tokenizer: Sequence[str], width: Any) -> dict[str, Any]:

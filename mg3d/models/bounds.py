@@ -30,11 +30,13 @@ class Bound(NamedTuple):
         low: least number.
         high: largest number.
         whole: only whole numbers.
+        length: numbers of the list; 0 for one number or a list of any length.
     """
 
     low: float
     high: float
     whole: bool = True
+    length: int = 0
 
 
 _COUNT, _EDGE = Bound(1, 256), Bound(1, 16)
@@ -59,13 +61,14 @@ ENCODER: Mapping[str, Bound] = {
 }
 """Description of an image encoder."""
 
+_VOXELS, _MILLIMETRES = Bound(1, 1024, length=3), Bound(0.05, 20, whole=False, length=3)
 PREPARATION: Mapping[str, Bound] = {
-    "input_size_dhw": Bound(1, 1024),
-    "size_dhw": Bound(1, 1024),
-    "token_grid_dhw": Bound(1, 1024),
-    "crop_fractions_dhw": Bound(1e-3, 1, whole=False),
-    "spacing_mm": Bound(0.05, 20, whole=False),
-    "target_spacing_mm": Bound(0.05, 20, whole=False),
+    "input_size_dhw": _VOXELS,
+    "size_dhw": _VOXELS,
+    "token_grid_dhw": _VOXELS,
+    "crop_fractions_dhw": Bound(1e-3, 1, whole=False, length=3),
+    "spacing_mm": _MILLIMETRES,
+    "target_spacing_mm": _MILLIMETRES,
 }
 """How a scan becomes the input."""
 
@@ -75,7 +78,7 @@ OPTIONS: Mapping[str, Bound] = {
     "max_text_len": Bound(1, 65536),
     "vocab_size": Bound(1, 2_000_000),
     "itc_embed_dim": Bound(1, 16384),
-    "volume_size": Bound(1, 1024),
+    "volume_size": _VOXELS,
     "mim_window": Bound(1, 1024),
     "memory_queue_size": Bound(0, 1_000_000),
     "mlp_ratio": Bound(0.01, 32, whole=False),
@@ -96,10 +99,14 @@ def check_values(values: Mapping[str, Any], bounds: Mapping[str, Bound], place: 
         CheckpointError: the message names key, value and bounds.
     """
     for key, bound in bounds.items():
-        if values.get(key) is not None and not _within(values[key], bound):
-            kind = "whole numbers" if bound.whole else "numbers"
+        value = values.get(key)
+        if value is None:
+            continue
+        listed = not bound.length or (isinstance(value, (list, tuple)) and len(value) == bound.length)
+        if not listed or not _within(value, bound):
+            kind = (f"{bound.length} " if bound.length else "") + ("whole numbers" if bound.whole else "numbers")
             raise CheckpointError(
-                f"{place}: {key}={_short(values[key])} cannot be used",
+                f"{place}: {key}={_short(value)} cannot be used",
                 f"{kind} from {bound.low:g} to {bound.high:g} are possible; use the file as it was written",
             )
 

@@ -113,6 +113,8 @@ def load_weights(
     """
     file = read_weights_file(path)
     target = module.state_dict()
+    if not any(name in target for name in file.tensors):
+        check_known(file.tensors, path)
     assigned, report = match_tensors(file.tensors, target)
     if not assigned:
         check_known(file.tensors, path)
@@ -145,7 +147,10 @@ def check_resumable(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     if order:
         check_merging(merging_order(module), order, place)
     if "state_dict" in checkpoint:
-        _check_same_tensors(checkpoint["state_dict"], module.state_dict(), place)
+        stored = checkpoint["state_dict"]
+        if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):
+            raise CheckpointError(f"{place} holds no tensors under state_dict", _RESUME_MEND)
+        _check_same_tensors(stored, module.state_dict(), place)
 
 
 def _check_same_tensors(stored: Mapping[str, Tensor], target: Mapping[str, Tensor], place: str) -> None:

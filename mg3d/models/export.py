@@ -6,7 +6,6 @@ input), ``tokenizer/`` where the text encoder's is at hand, ``README.md`` (model
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -266,10 +265,12 @@ def _copy_tokenizer(source: Path, target: Path) -> bool:
         return False
     target.mkdir()
     for name in names:
-        text = (source / name).read_text(encoding="utf-8")
         if name == "tokenizer_config.json":
-            text = as_json({key: value for key, value in json.loads(text).items() if "name_or_path" not in key})
-        (target / name).write_text(text, encoding="utf-8")
+            stored = read_json_object(source / name)
+            text = as_json({key: value for key, value in stored.items() if "name_or_path" not in key})
+            (target / name).write_text(text, encoding="utf-8")
+        else:
+            shutil.copyfile(source / name, target / name)
     return True
 
 

@@ -22,7 +22,7 @@ from mg3d import load_model, load_processor
 from mg3d.datasets.stored_geometry import published_geometry
 from mg3d.errors import CheckpointError
 from mg3d.finetuning.config import resolve_finetune_config
-from mg3d.models.checkpoint import describe_weights, load_weights
+from mg3d.models.checkpoint import check_resumable, describe_weights, load_weights
 from mg3d.models.conversion import read_own_weights
 from mg3d.models.export import export_folder
 from mg3d.models.finetune.weights import build_encoder
@@ -30,6 +30,7 @@ from mg3d.models.nnunet_format import describe_encoder, stated_architecture
 from mg3d.models.vision_encoders import create_vision_encoder, encoder_from_metadata
 from mg3d.models.weights_file import read_weights_file, write_sidecar
 from mg3d.training.checkpoint_io import AtomicCheckpointIO
+from tests.inference.tiny_weights import checkpoint as whole_checkpoint
 from tests.peak_memory import PEAK_MIB
 
 SIZES = {"embed_dim": 4, "depths": (2, 2), "num_heads": (2, 4), "window_size": 3}
@@ -259,3 +260,27 @@ def test_no_door_repeats_the_advice_to_load_unsafely(tmp_path: Path) -> None:
                 enter(path)
             assert not [word for word in ADVICE if word in str(caught.value)], (name, str(caught.value))
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden_size": 16384, "num_top_layer": 256},
+        {"hidden_size": 7},
+        {"fusion_variant": ["mean"]},
+        {"objectives": 3},
+        {"volume_size": [10, 20]},
+    ],
+)
+def test_a_network_around_the_encoder_that_cannot_be_built_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    good = torch.load(whole_checkpoint(tmp_path), weights_only=True)
+    good["mg3d_metadata"]["options"] |= options
+    torch.save(good, tmp_path / "w.ckpt")
+    with pytest.raises(CheckpointError, match=r"network|options"):
+        load_model(tmp_path / "w.ckpt")
+
+
+def test_a_state_dict_without_tensors_is_not_resumed() -> None:
+    for state in ([1], {"x": 3}, {"x": {"y": torch.ones(1)}}):
+        with pytest.raises(CheckpointError, match="no tensors"):
+            check_resumable(Model(), {"state_dict": state})

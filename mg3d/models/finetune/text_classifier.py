@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mg3d.atomic import atomic_folder
 from mg3d.errors import CheckpointError, ConfigError
+from mg3d.models.bounds import read_json_object
 from mg3d.models.language_encoders import BertTextEncoder, create_text_encoder, create_tokenizer
 from mg3d.models.optimization import NO_DECAY_PARTS
 
@@ -347,7 +348,7 @@ class ReportLabeller:
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}", "give the best/ folder of a training run")
         try:
-            content = json.loads((folder / _OPTIONS).read_text(encoding="utf-8"))
+            content = read_json_object(folder / _OPTIONS)
             options = ClassifierOptions(**{**content, "findings": tuple(content["findings"])})
             labeller = cls.create(str(folder / _ENCODER), options, splitter, random_init=True)
             labeller.network.load_state_dict(load_file(folder / _WEIGHTS))
