@@ -1,4 +1,7 @@
-"""Ten thousand studies, four epochs, two workers: main process and workers need no more in the end than at first."""
+"""Ten thousand studies, four epochs, two workers: main process and workers need no more in the end than at first.
+
+Lightning keeps the workers of a validation until the next one, so that from the second epoch on there are two more.
+"""
 
 from __future__ import annotations
 
@@ -71,15 +74,16 @@ def train(folder: Path, rows: int, leak: bool) -> None:
 
 
 def growth(folder: Path, rows: int, leak: bool = False) -> float:
-    """Largest growth of main process and workers together after the first epoch, as a part of what they held then."""
+    """Largest growth of all processes together after the second epoch, as a part of what they held then."""
     folder.mkdir()
     process = CONTEXT.Process(target=train, args=(folder, rows, leak))
     process.start()
     process.join(900)
     assert process.exitcode == 0
     held = torch.load(newest(folder / "result") / "held.pt", weights_only=True)
-    assert len(held) == EPOCHS and all(len(each) == 1 + WORKERS for each in held), held
-    return max(sum(each) for each in held[1:]) / sum(held[0]) - 1.0
+    assert len(held) == EPOCHS and all(1 + WORKERS <= len(each) <= 1 + 2 * WORKERS for each in held), held
+    assert len({len(each) for each in held[1:]}) == 1, held
+    return max(sum(each) for each in held[2:]) / sum(held[1]) - 1.0
 
 
 @pytest.mark.slow
