@@ -15,7 +15,7 @@ from typing import Any
 __all__ = ["neutral", "one_line", "tolerate_any_encoding"]
 
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
-_OF_BARS = r"\A\r(?: *\r\Z)?|(?<=\n)(?:\x1b\[A)+\Z"
+_OF_BARS = r"\A\r(?: *\r\Z)?|\A(?:\x1b\[A)+\Z|(?<=\n)(?:\x1b\[A)+\Z"
 """A progress bar goes back to the start of its line, blanks it, and goes up again from further lines."""
 _BARS = re.compile(rf"({_OF_BARS})|([^\r\x1b]+|.)", re.DOTALL)
 _BARS_AND_COLOURS = re.compile(rf"({_OF_BARS}|\x1b\[[0-9;]{{0,8}}m)|([^\r\x1b]+|.)", re.DOTALL)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mg3d.errors import ConfigError, DataError, OutputError
 from mg3d.terminal import neutral, tolerate_any_encoding
 
@@ -63,15 +65,33 @@ sys.exit(exit_code_of(work, disk_code=1, disk_remedy="free", interrupted=""))
     assert "\rc" not in err  # the carriage return of the text; those of the bar are its own
 
 
+def test_two_nested_bars_draw_what_they_draw_without_the_filter() -> None:
+    def drawn(filtered: bool) -> bytes:
+        stream, before = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline=""), sys.stderr
+        sys.stderr = stream
+        try:
+            if filtered:
+                tolerate_any_encoding()
+            for position in (0, 1):
+                with tqdm(total=3, position=position, file=stream, mininterval=0, bar_format="{n}", ascii=True) as bar:
+                    bar.update(1)
+            stream.flush()
+            return stream.buffer.getvalue()  # type: ignore[attr-defined]
+        finally:
+            sys.stderr = before
+
+    assert b"\x1b[A" in drawn(False) and drawn(True) == drawn(False)
+
+
 def test_a_progress_bar_still_draws_on_one_line() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="")
     before = sys.stderr
     sys.stderr = stream
     try:
         tolerate_any_encoding()
-        for text in ("\r 10%", "\n\n\x1b[A\x1b[A", "\r     \r", "\n"):
+        for text in ("\r 10%", "\n\n\x1b[A\x1b[A", "\r     \r", "\n", "\x1b[A"):
             print(text, end="", file=stream)
         stream.flush()
-        assert stream.buffer.getvalue() == b"\r 10%\n\n\x1b[A\x1b[A\r     \r\n"  # type: ignore[attr-defined]
+        assert stream.buffer.getvalue() == b"\r 10%\n\n\x1b[A\x1b[A\r     \r\n\x1b[A"  # type: ignore[attr-defined]
     finally:
         sys.stderr = before
