@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mg3d.atomic import FULL, readable_size
 from mg3d.errors import EnvironmentProblem, RunFailedError
 from mg3d.scans.geometry import Geometry
 from prepro.plan import Shard
@@ -18,7 +18,6 @@ ROW_OVERHEAD = 8192
 """Bytes of a row beside its voxels: text, Arrow metadata, its lines in journal and manifest."""
 NATIVE_BYTES_PER_VOXEL = 1.0
 NATIVE_EXTENT_MM = (320.0, 360.0, 360.0)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def estimated_row_bytes(geometry: Geometry, window: str) -> int:
@@ -66,7 +65,7 @@ def check_free_space(folder: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
-        message = f"{folder} has {_size(free)} free, the rows need {_size(needed)}"
+        message = f"{folder} has {readable_size(free)} free, the rows need {readable_size(needed)}"
         raise EnvironmentProblem(message, "free some space or choose another --out")
 
 
@@ -106,14 +105,6 @@ def explained(folder: Path, needed: int) -> Iterator[None]:
         reason = f"{problem.strerror or problem}"
         if problem.errno in FULL:
             free = shutil.disk_usage(folder).free
-            reason += f", {_size(free)} free, this run needed {_size(needed)} at its start"
+            reason += f", {readable_size(free)} free, this run needed {readable_size(needed)} at its start"
         remedy = "free some space, then run the same command: it goes on from here"
         raise RunFailedError(f"cannot write in {folder}: {reason}", remedy) from problem
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"

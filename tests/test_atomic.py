@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +27,7 @@ from mg3d.atomic import (
     writing,
 )
 from mg3d.errors import DataError, MG3DError, OutputError
-
-
-@contextmanager
-def small_files(limit: int = 10_000) -> Iterator[None]:
-    """No file may grow beyond the limit: what a full disk does, for this process alone."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.full_disk import small_files
 
 
 def dead_process() -> int:
@@ -82,7 +69,7 @@ WRITERS: dict[str, Any] = {
 def test_a_full_disk_gives_one_message_and_leaves_the_older_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "out.bin"
     path.write_text("older")
-    with small_files(), pytest.raises(OutputError) as caught, atomic_path(path) as partial:
+    with small_files(10_000), pytest.raises(OutputError) as caught, atomic_path(path) as partial:
         WRITERS[kind](partial)
     assert caught.value.path == str(path) and caught.value.exit_code == 1
     assert "free" in str(caught.value) and str(partial) not in str(caught.value)
@@ -129,7 +116,7 @@ def test_a_folder_takes_the_place_of_an_older_one_and_a_failure_leaves_that(tmp_
         (partial / "a").write_text("2")
         raise RuntimeError("stopped")
     assert (out / "a").read_text(encoding="utf-8") == "1"
-    with small_files(), pytest.raises(OutputError) as caught, atomic_folder(out) as partial:
+    with small_files(10_000), pytest.raises(OutputError) as caught, atomic_folder(out) as partial:
         save_file({"a": torch.zeros(100_000)}, partial / "weights")
     assert caught.value.path == str(out)
     with atomic_folder(out) as partial:
@@ -139,7 +126,7 @@ def test_a_folder_takes_the_place_of_an_older_one_and_a_failure_leaves_that(tmp_
 
 def test_an_inner_file_that_cannot_be_written_names_the_folder_of_the_user(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with small_files(), pytest.raises(OutputError) as caught, atomic_folder(out) as partial:
+    with small_files(10_000), pytest.raises(OutputError) as caught, atomic_folder(out) as partial:
         with atomic_path(partial / "inner") as inner:
             inner.write_bytes(bytes(50_000))
     assert caught.value.path == str(out) and list(tmp_path.iterdir()) == []

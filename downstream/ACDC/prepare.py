@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mg3d.atomic import write_text_atomically
 from mg3d.errors import DataError
 from mg3d.finetuning.benchmark import Case
 from mg3d.finetuning.copies import copy_once
-from mg3d.training.run_folder import write_text_atomically
 
 PARTS = {"training": "Tr", "testing": "Ts"}
 PLACES = ("", "database", "ACDC/database", "ACDC")

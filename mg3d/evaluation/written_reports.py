@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from mg3d.atomic import write_text_atomically
 from mg3d.config_schema import MG3DConfig
 from mg3d.evaluation.finding_reader import FROM_LABELS, FindingReader, finding_reader
 from mg3d.evaluation.table import grid, score_cell
@@ -20,7 +21,6 @@ from mg3d.finetuning.report_gallery import PAGE, GalleryCase, write_gallery
 from mg3d.finetuning.report_scores import best_constant
 from mg3d.metrics.captioning import MeteorKind, score_captions
 from mg3d.metrics.clinical import clinical_entries, clinical_scores
-from mg3d.training.run_folder import write_text_atomically
 
 __all__ = ["HYPOTHESES", "draw_gallery", "render_reports", "score_written", "write_files"]
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from mg3d.atomic import write_text_atomically
 from mg3d.files import csv_text
 from mg3d.finetuning.benchmark import Benchmark, ClassificationTask, ReportTask, SegmentationTask, Splits, Task
 from mg3d.finetuning.config import FinetuneConfig
 from mg3d.finetuning.names import BASELINES
 from mg3d.finetuning.scores import score_rows
 from mg3d.training.continuation import load_weights_alone
-from mg3d.training.run_folder import write_json, write_text_atomically
+from mg3d.training.run_folder import write_json
 
 log = logging.getLogger(__name__)
 

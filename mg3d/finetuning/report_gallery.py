@@ -149,7 +149,7 @@ def write_gallery(
     """
     from jinja2 import Environment, StrictUndefined
 
-    from mg3d.training.run_folder import write_text_atomically
+    from mg3d.atomic import write_text_atomically
 
     if not cases or count < 1:
         raise DataError(f"{len(cases)} cases, {count} to be shown", "give at least one")

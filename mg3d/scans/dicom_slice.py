@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mg3d.atomic import is_special
 from mg3d.errors import DataError
 from mg3d.scans.byte_stream import HashingFile, damage_named
 from mg3d.scans.dicom_file import DEFLATED, MAX_NAME, DicomHeader, Tags, name_of_uid, read_header
-from mg3d.scans.folders import is_special
 from mg3d.scans.raw_volume import DOWNLOAD_AGAIN
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"

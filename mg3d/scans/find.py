@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mg3d.atomic import is_special
 from mg3d.errors import DataError
 from mg3d.scans.dicom_file import is_dicom
-from mg3d.scans.folders import FOLLOW_LINKS, PassedOver, is_special, walk_folders
+from mg3d.scans.folders import FOLLOW_LINKS, PassedOver, walk_folders
 from mg3d.scans.read import SCAN_SUFFIXES
 
 __all__ = ["FoundScan", "FoundScans", "find_scans"]

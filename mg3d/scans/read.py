@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from mg3d.atomic import is_special
 from mg3d.errors import DataError
 from mg3d.scans.dicom import read_dicom_series
 from mg3d.scans.dicom_file import DICOM_SUFFIXES, is_dicom
-from mg3d.scans.folders import is_special
 from mg3d.scans.nifti import read_nifti
 from mg3d.scans.npz import read_npz
 from mg3d.scans.raw_volume import RawVolume

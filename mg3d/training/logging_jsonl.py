@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mg3d.atomic import write_text_atomically
 from mg3d.errors import RunFailedError
-from mg3d.training.run_folder import write_text_atomically
 
 STEP_LOG = "metrics.jsonl"
 

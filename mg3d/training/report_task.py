@@ -9,11 +9,11 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from mg3d.atomic import write_text_atomically
 from mg3d.config_schema import MG3DConfig
 from mg3d.errors import RunFailedError
 from mg3d.models.checkpoint import load_checkpoint
 from mg3d.training.console import EVALUATION_TABLE
-from mg3d.training.run_folder import write_text_atomically
 
 log = logging.getLogger(__name__)
 

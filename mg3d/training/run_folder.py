@@ -22,7 +22,6 @@ __all__ = [
     "run_name",
     "versions",
     "write_json",
-    "write_text_atomically",
 ]
 
 VERSION_PATTERN = re.compile(r"version_(\d+)")

@@ -21,12 +21,12 @@ from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.datasets.volume import CROP_FRACTIONS_DHW, CTRG_DEPTH_RANGE, TARGET_SPACING_MM, ctrg_stack, quantise_grey
 from mg3d.errors import DataError
 from mg3d.files import decode_text
+from mg3d.paths import confined_path
 from mg3d.scans.folders import files_in
 from mg3d.scans.geometry import Geometry, grid_spacing, plan_axes, resample_crop, to_canonical
 from mg3d.scans.grey_slices import SLICE_SUFFIXES, SliceFiles, sort_slices
 from mg3d.scans.read import read_scan
 from prepro.readers.base import Case, CaseList, Exclusion, PackedImage
-from prepro.readers.tables import confined_path
 from prepro.text import clean_report, count_words
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")

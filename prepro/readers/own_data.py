@@ -19,10 +19,11 @@ from mg3d.datasets.labels import CT_RATE_LABELS, UNKNOWN_LABEL
 from mg3d.datasets.report_text import MIN_WORDS
 from mg3d.errors import DataError
 from mg3d.files import Table, read_csv
+from mg3d.paths import confined_path
 from mg3d.scans.geometry import Geometry
 from prepro.readers.base import Case, CaseList, Exclusion
 from prepro.readers.hounsfield import HounsfieldReader
-from prepro.readers.tables import confined_path, strip_suffix
+from prepro.readers.tables import strip_suffix
 from prepro.text import clean_report, count_words
 
 COLUMNS: dict[str, tuple[str, ...]] = {

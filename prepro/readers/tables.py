@@ -1,10 +1,8 @@
-"""Names of scans in a download; tables are read by :mod:`mg3d.files`, their paths by :mod:`mg3d.paths`."""
+"""Names of scans in a download."""
 
 from __future__ import annotations
 
-from mg3d.paths import confined_path
-
-__all__ = ["SCAN_SUFFIXES", "confined_path", "strip_suffix"]
+__all__ = ["SCAN_SUFFIXES", "strip_suffix"]
 
 SCAN_SUFFIXES = (".nii.gz.npz", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
 

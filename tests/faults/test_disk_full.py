@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from mg3d.errors import RunFailedError
 from mg3d.training import checkpoint_io
 from mg3d.training.checkpoint_io import check_file
 from mg3d.training.trainer import run
+from tests.full_disk import small_files
 
 
 def test_disk_full_at_the_second_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,11 +39,6 @@ def test_disk_full_at_the_second_checkpoint(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_disk_full_while_logging(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
-    try:
-        with pytest.raises(RunFailedError, match=r"cannot (append to|write|save)") as caught:
-            run(tiny_config(log_dir=str(tmp_path), max_epoch=None, max_steps=400), TINY_TASK)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with small_files(40_000), pytest.raises(RunFailedError, match=r"cannot (append to|write|save)") as caught:
+        run(tiny_config(log_dir=str(tmp_path), max_epoch=None, max_steps=400), TINY_TASK)
     assert caught.value.exit_code == 1 and len(lines(newest(tmp_path))) > 10

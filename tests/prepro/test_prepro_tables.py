@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mg3d.errors import DataError
-from prepro.readers.tables import confined_path, strip_suffix
+from mg3d.paths import confined_path
+from prepro.readers.tables import strip_suffix
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -24,6 +22,7 @@ from mg3d.finetuning.text_labels import command as text_labels
 from mg3d.locks import exclusive_output
 from mg3d.phantoms import __main__ as phantoms
 from prepro import verify
+from tests.full_disk import small_files
 from tests.inference.tiny_weights import checkpoint, chest_hu, save_nifti
 from tests.tools.gallery_builders import write_rows
 from tools import (
@@ -41,17 +40,6 @@ from tools import (
 Main = Callable[[list[str]], int]
 Command = tuple[Main, list[object], str]
 """A command, its words before and after the output, the output's name."""
-
-
-@contextmanager
-def no_room(limit: int = 16) -> Iterator[None]:
-    """No file may grow beyond the limit: what a full disk does, for this process and its children."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +114,7 @@ def test_a_full_disk_ends_in_one_message_and_nothing_under_the_final_name(
     kind: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main, words, out = command(kind, inputs, tmp_path / "out")
-    with no_room():
+    with small_files(16):
         assert main(words) == 1
     told = one_message(capsys)
     assert "cannot write" in told and " free)" in told and not out.exists(), told
@@ -155,7 +143,7 @@ def test_a_disk_that_fills_while_a_gallery_is_drawn_is_no_fault_of_the_studies(
     assert visualize_datasets.main([str(inputs / "clm_ct_rate_train.arrow"), "--out", str(out), "--limit", "1"]) == 0
     before = sorted(path.name for path in out.rglob("*"))
     largest = max(path.stat().st_size for path in (out / "studies").rglob("*.png"))
-    with no_room(largest - 1):
+    with small_files(largest - 1):
         assert visualize_datasets.main([str(inputs / "clm_ct_rate_train.arrow"), "--out", str(out)]) == 1
     assert "cannot write" in one_message(capsys)
     assert sorted(path.name for path in out.rglob("*")) == before
@@ -220,7 +208,7 @@ def _array(source: int) -> np.ndarray:
 
 def test_a_full_disk_is_no_fault_of_a_scan_that_is_prepared(tmp_path: Path) -> None:
     jobs = [Job("a", 10_000), Job("b", 10)]
-    with no_room(2000), pytest.raises(OutputError) as caught:
+    with small_files(2000), pytest.raises(OutputError) as caught:
         prepare_arrays(tmp_path / "prepared", {}, jobs, _array)
     assert caught.value.path.endswith("a.npy")
     assert prepare_arrays(tmp_path / "prepared", {}, jobs, _array) == {}

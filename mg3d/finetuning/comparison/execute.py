@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mg3d.atomic import write_text_atomically
 from mg3d.errors import EnvironmentProblem, RunFailedError
 from mg3d.finetuning.comparison.plan import Task
-from mg3d.training.run_folder import write_text_atomically
 
 log = logging.getLogger(__name__)
 

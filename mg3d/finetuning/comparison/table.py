@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from mg3d.atomic import write_text_atomically
 from mg3d.files import csv_text, read_csv
 from mg3d.finetuning.comparison.measures import Measure, Row, headline, measure_rows, row_key
 from mg3d.finetuning.comparison.plan import SCRATCH, Task
 from mg3d.metrics.bootstrap import metric_entries
 from mg3d.metrics.paired import paired_difference
-from mg3d.training.run_folder import write_text_atomically
 
 log = logging.getLogger(__name__)
 

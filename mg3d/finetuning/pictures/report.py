@@ -45,7 +45,7 @@ def write_report(
     """
     from jinja2 import Environment
 
-    from mg3d.training.run_folder import write_text_atomically
+    from mg3d.atomic import write_text_atomically
 
     entries = {name: value for name, value in metrics.items() if isinstance(value, Mapping) and "mean" in value}
     classes = list(dict.fromkeys(name for entry in entries.values() for name in entry.get("per_class") or {}))

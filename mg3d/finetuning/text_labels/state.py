@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from mg3d.atomic import write_text_atomically
 from mg3d.training.checkpoint_io import load_file, remove_leftovers, save_file
-from mg3d.training.run_folder import write_text_atomically
 
 __all__ = ["HISTORY", "STATE", "Progress", "note", "restore", "store"]
 
